@@ -1,0 +1,219 @@
+"""Raw data to parquet by split: ids, splits, histories and entity tables, in memory bounded by users and items.
+
+Two passes. The first reads the raw log once, gives ids and spills packed rows by ranges of users to local disk. The second
+takes one range after the other, splits its users' rows, writes their histories, and spills the rows again into random
+buckets, so that the row groups of a split are exchangeable: reading them one after the other is reading in random order.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from components.run import Folder, Run
+from nascore import plugins
+from nascore.datasets import DataError, Dataset, Layout
+from nascore.protocols import Protocol
+from nascore.rows import seed_of
+from nascore.schema import SPLITS, Column, Schema
+from nascore.tables import Entities, Vocabulary
+
+USERS_A_PART = 4_096
+ROWS_A_BUCKET = 1 << 20
+ROWS_A_GROUP = 65_536
+Records = NDArray[Any]
+
+
+def main(run: Run) -> None:
+    with run.stage("prepare") as folder, tempfile.TemporaryDirectory(prefix="nascore-prepare-") as scratch:
+        dataset = run.raw_data()
+        if run.protocol not in dataset.protocols:
+            raise DataError(f"{run.dataset} has no protocol {run.protocol!r}; it has: {', '.join(dataset.protocols)}")
+        protocol: Protocol = plugins.load("protocols", run.protocol)()
+        log = Log(dataset, Path(scratch))
+        log.read()
+        schema, statistics = write(log, protocol, run.protocol, folder)
+        folder.write_json("statistics.json", {**statistics, "bad_rows": dict(dataset.bad), "not_positive": log.negatives})
+        folder.write_text("schema.json", schema.to_json())
+
+
+class Log:
+    """The raw log as packed rows of ids, spilled by ranges of `USERS_A_PART` users."""
+
+    def __init__(self, dataset: Dataset, scratch: Path) -> None:
+        self.dataset, self.scratch = dataset, scratch
+        self.layout: Layout = dataset.layout()
+        self.users, self.items = Vocabulary(), Vocabulary()
+        self.sides = [
+            Entities("user", self.layout.user, self.users, self.layout.features),
+            Entities("item", self.layout.item, self.items, self.layout.features),
+        ]
+        self.own = [feature for feature in self.layout.features if feature.side == "row"]
+        self.vocabularies = {feature.name: Vocabulary() for feature in self.own if feature.kind == "category"}
+        for feature in self.own:
+            if feature.kind == "set":
+                raise DataError(f"feature {feature.name!r} is a set of a row; only users and items can have sets")
+        self.record = np.dtype(
+            [("user", "i4"), ("item", "i4"), ("timestamp", "i8"), ("row", "i8"), ("before", "i4"), ("label", "i1")]
+            + [(f.name, "f4" if f.kind == "number" else "i4") for f in self.own]
+        )
+        self.rows = self.negatives = 0
+
+    def read(self) -> None:
+        """The first pass. Rows with a label that is not positive are counted and left out."""
+        for table in self.dataset.rows():
+            if self.layout.label is not None:
+                positive = np.asarray(table[self.layout.label]).astype(np.float64) > 0
+                self.negatives += int((~positive).sum())
+                table = table.filter(pa.array(positive))
+            if len(table):
+                self._spill(table)
+        if not self.rows:
+            raise DataError(f"{self.dataset.raw} holds no usable row; `python -m components check` tells what it holds")
+        for side in self.sides:
+            for table in self.dataset.entities(side.side):
+                side.add_table(table)
+
+    def _spill(self, table: pa.Table) -> None:
+        records = np.zeros(len(table), self.record)
+        records["user"] = self.users.encode(table[self.layout.user])
+        records["item"] = self.items.encode(table[self.layout.item])
+        records["timestamp"] = np.asarray(table[self.layout.timestamp])
+        records["row"] = np.arange(self.rows, self.rows + len(table))
+        records["label"] = 1
+        for feature in self.own:
+            if feature.kind == "number":
+                records[feature.name] = np.asarray(table[feature.name].cast(pa.float32()).fill_null(float("nan")))
+            else:
+                records[feature.name] = self.vocabularies[feature.name].encode(table[feature.name])
+        self.sides[0].add_log(table, records["user"], records["timestamp"])
+        self.sides[1].add_log(table, records["item"], records["timestamp"])
+        self.rows += len(table)
+        part = records["user"] // USERS_A_PART
+        for number in np.unique(part):
+            with open(self._part(int(number)), "ab") as spill:
+                records[part == number].tofile(spill)
+
+    def _part(self, number: int) -> Path:
+        return self.scratch / f"users-{number:06d}"
+
+    def parts(self) -> Iterator[Records]:
+        """The rows of each range of users, ordered by (user, timestamp, file order)."""
+        for number in range((len(self.users) - 1) // USERS_A_PART + 1):
+            if self._part(number).exists():
+                records = np.fromfile(self._part(number), self.record)
+                yield records[np.lexsort((records["row"], records["timestamp"], records["user"]))]
+
+    def chunks(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        for records in self.parts():
+            yield records["user"], records["timestamp"]
+
+
+def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Schema, dict[str, Any]]:
+    """The second pass: everything of the prepared data but its schema file."""
+    protocol.survey(log.chunks)
+    buckets = max(1, -(-log.rows // ROWS_A_BUCKET))
+    draw = np.random.default_rng(seed_of("prepare", "buckets"))
+    digest, counts = hashlib.sha256(), np.zeros(3, np.int64)
+    users_in = np.zeros(3, np.int64)
+    for number, records in enumerate(log.parts()):
+        split = protocol.split(records["user"], records["timestamp"])
+        for place, part in enumerate((records["user"], records["item"], records["timestamp"], split)):
+            digest.update(f"{place}/{len(part)}/".encode() + np.ascontiguousarray(part).tobytes())
+        _count_before(records, split, protocol)
+        order = _rank_in_run(records["user"])
+        bucket = draw.integers(0, buckets, len(records))
+        for which, title in enumerate(SPLITS):
+            chosen = split == which
+            counts[which] += chosen.sum()
+            users_in[which] += len(np.unique(records["user"][chosen]))
+            events = {"user": records["user"][chosen], "order": order[chosen], "item": records["item"][chosen]}
+            folder.write_table(f"history/split={title}/part-{number:05d}.parquet", pa.table(events))
+            for target in np.unique(bucket[chosen]):
+                with open(log.scratch / f"{title}-{target:05d}", "ab") as spill:
+                    records[chosen & (bucket == target)].tofile(spill)
+    empty = [title for title, count in zip(SPLITS, counts, strict=True) if not count]
+    if empty:
+        raise DataError(f"{log.rows} rows under protocol {name} leave {' and '.join(empty)} empty; take another --protocol")
+    for title in SPLITS:
+        _write_rows(log, title, buckets, folder)
+    columns, digests = _write_entities(log, folder)
+    layout = log.layout
+    schema = Schema(
+        user=layout.user,
+        item=layout.item,
+        users=len(log.users),
+        items=len(log.items),
+        columns=columns,
+        protocol=name,
+        rows=dict(zip(SPLITS, counts.tolist(), strict=True)),
+        history=layout.history,
+        history_length=layout.history_length,
+        history_from=dict(protocol.history_from),
+        seen_in=dict(protocol.seen_in),
+        split_digest=digest.hexdigest(),
+        vocabulary_digests=digests,
+    )
+    statistics = {
+        "rows": log.rows,
+        "users": len(log.users) - 1,
+        "items": len(log.items) - 1,
+        "users_in": dict(zip(SPLITS, users_in.tolist(), strict=True)),
+    }
+    return schema, statistics
+
+
+def _count_before(records: Records, split: NDArray[np.int8], protocol: Protocol) -> None:
+    """How many events of its history each row may see: strictly earlier ones, of the splits its histories come from."""
+    user, timestamp = records["user"], records["timestamp"]
+    fresh_user = np.diff(user, prepend=-1) != 0
+    fresh_time = fresh_user | (np.diff(timestamp, prepend=0) != 0)
+    run_start = np.maximum.accumulate(np.where(fresh_time if protocol.strictly_earlier else True, np.arange(len(user)), 0))
+    user_start = np.maximum.accumulate(np.where(fresh_user, np.arange(len(user)), 0))
+    for which, title in enumerate(SPLITS):
+        sources = [SPLITS.index(source) for source in protocol.history_from[title]]
+        seen = np.concatenate([[0], np.isin(split, sources).cumsum()])
+        chosen = split == which
+        records["before"][chosen] = (seen[run_start] - seen[user_start])[chosen]
+
+
+def _rank_in_run(keys: NDArray[np.int32]) -> NDArray[np.int32]:
+    """0, 1, 2 … within each run of equal keys."""
+    fresh = np.diff(keys, prepend=-1) != 0
+    start = np.maximum.accumulate(np.where(fresh, np.arange(len(keys)), 0))
+    return (np.arange(len(keys)) - start).astype(np.int32)
+
+
+def _write_rows(log: Log, title: str, buckets: int, folder: Folder) -> None:
+    """A split's rows in random order, one file a bucket."""
+    for number in range(buckets):
+        spill = log.scratch / f"{title}-{number:05d}"
+        if not spill.exists():
+            continue
+        records = np.fromfile(spill, log.record)
+        records = records[np.random.default_rng(seed_of("prepare", title, number)).permutation(len(records))]
+        table = pa.table({field: np.ascontiguousarray(records[field]) for field in records.dtype.names or ()})
+        with folder.writing(f"split={title}/part-{number:05d}.parquet") as local:
+            pq.write_table(table, local, compression="zstd", row_group_size=ROWS_A_GROUP)
+        spill.unlink()
+
+
+def _write_entities(log: Log, folder: Folder) -> tuple[tuple[Column, ...], dict[str, str]]:
+    columns: list[Column] = []
+    digests: dict[str, str] = {}
+    for side in log.sides:
+        found, table, known = side.finish()
+        columns += found
+        digests |= known
+        folder.write_table(f"entities/{side.side}.parquet", table)
+    for feature in log.own:
+        size = 0 if feature.kind == "number" else len(log.vocabularies[feature.name])
+        columns.append(Column(feature.name, "row", feature.kind, size))
+    digests |= {name: vocabulary.digest() for name, vocabulary in log.vocabularies.items()}
+    return tuple(columns), digests

@@ -1,0 +1,218 @@
+"""A run: what was asked for, and the folder in object storage that is its only truth.
+
+`<root>/run.json`, then one folder a stage. A stage's `done.json` is written last: a stage that has it is skipped, one
+without it continues or starts anew. Files are written under a temporary name and published whole.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nascore import plugins
+from nascore.datasets import Dataset, OnBadRow
+from nascore.methods import Method, from_json
+from nascore.rows import Data, Mode
+from nascore.schema import Schema
+from nascore.space import Genotype, parse
+
+STAGES = ("prepare", "supernet", "search", "diagnose", "retrain", "evaluate", "report")
+
+
+class Folder:
+    """A folder under an fsspec URL, whose files appear whole or not at all."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.fs, self.path = fsspec.core.url_to_fs(self.url)
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.url}/{name}")
+
+    def exists(self, name: str) -> bool:
+        return bool(self.fs.exists(f"{self.path}/{name}"))
+
+    def names(self, pattern: str) -> list[str]:
+        """Names below this folder that match a pattern, sorted."""
+        return sorted(str(path).removeprefix(self.path).strip("/") for path in self.fs.glob(f"{self.path}/{pattern}"))
+
+    def clear(self) -> None:
+        """Remove the folder and all in it."""
+        if self.fs.exists(self.path):
+            self.fs.rm(self.path, recursive=True)
+        self.fs.invalidate_cache()
+
+    def publish(self, local: str, name: str) -> None:
+        """Put a finished local file in place under its name."""
+        target = f"{self.path}/{name}"
+        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        if "file" in self.fs.protocol:
+            partial = f"{target}.{os.getpid()}.partial"
+            self.fs.put_file(local, partial)
+            os.replace(partial, target)
+        else:
+            self.fs.put_file(local, target)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[str]:
+        """A local path to write to, published under `name` if nothing was raised."""
+        with tempfile.TemporaryDirectory(prefix="nascore-") as scratch:
+            local = f"{scratch}/file"
+            yield local
+            self.publish(local, name)
+
+    def write_text(self, name: str, text: str) -> None:
+        with self.writing(name) as local:
+            Path(local).write_text(text, encoding="utf-8")
+
+    def read_text(self, name: str) -> str:
+        return str(self.fs.cat_file(f"{self.path}/{name}").decode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_text(name))
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        with self.writing(name) as local:
+            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, local)
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """Tensors of this process's own memory."""
+        with tempfile.TemporaryDirectory(prefix="nascore-") as scratch:
+            self.fs.get_file(f"{self.path}/{name}", f"{scratch}/file")
+            return {key: value.clone() for key, value in load_file(f"{scratch}/file").items()}
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        with self.writing(name) as local:
+            pq.write_table(table, local, compression="zstd")
+
+    def read_table(self, name: str) -> pa.Table:
+        return pq.read_table(f"{self.path}/{name}", filesystem=self.fs)
+
+    @property
+    def done(self) -> bool:
+        return self.exists("done.json")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What the stages may use of the cluster.
+
+    train: data-parallel workers of the supernet, sharing each batch. evaluators: scoring actors of each search; 0 shares
+    the cores among the searches. gpus: GPUs of each training or scoring worker. data: whether training rows stay resident
+    or are streamed. checkpoint: steps between two checkpoints of the supernet.
+    """
+
+    train: int = 1
+    evaluators: int = 0
+    gpus: float = 0.0
+    data: Mode = "resident"
+    checkpoint: int = 1_000
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How the supernet's ranking is tested: genotypes drawn from the budget and trained alone, with this many seeds."""
+
+    genotypes: int = 40
+    seeds: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """methods[0] is searched under each budget by each strategy with each seed; the others are its rivals.
+
+    keep: candidates retrained for each budget. first: genotypes that every search begins with.
+    """
+
+    root: str
+    dataset: str
+    raw: str
+    methods: tuple[Method, ...]
+    protocol: str = "user_temporal"
+    on_bad_row: OnBadRow = "error"
+    strategies: tuple[str, ...] = ("evolution",)
+    budgets: tuple[str, ...] = ("M",)
+    keep: int = 3
+    seeds: tuple[int, ...] = (0, 1, 2)
+    first: tuple[Genotype, ...] = ()
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
+    workers: Workers = field(default_factory=Workers)
+    stages: tuple[str, ...] = STAGES
+
+    @property
+    def method(self) -> Method:
+        return self.methods[0]
+
+    @cached_property
+    def folder(self) -> Folder:
+        return Folder(self.root)
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The schema of the prepared data; `prepare` must be done."""
+        return Schema.from_json((self.folder / "prepare").read_text("schema.json"))
+
+    def raw_data(self) -> Dataset:
+        dataset: Dataset = plugins.load("datasets", self.dataset)(self.raw, self.on_bad_row)
+        return dataset
+
+    def rows(self, split: str, mode: Mode = "resident", rank: int = 0, world: int = 1, device: str = "cpu") -> Data:
+        """A split of the prepared data."""
+        return Data(f"{self.folder.url}/prepare", split, mode=mode, rank=rank, world=world, device=device)
+
+    @contextmanager
+    def stage(self, name: str, resumes: bool = False) -> Iterator[Folder]:
+        """A stage's folder, emptied first unless what stands there is resumed, marked as done at the end."""
+        folder, started = self.folder / name, time.monotonic()
+        if not resumes:
+            folder.clear()
+        yield folder
+        folder.write_json("done.json", {"seconds": round(time.monotonic() - started, 3)})
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "methods": [method.to_json() for method in self.methods]}
+
+    def save(self) -> None:
+        """Write `run.json`; a folder that holds another run is refused, with what differs."""
+        mine = json.loads(json.dumps(self.to_json()))
+        if self.folder.exists("run.json"):
+            theirs = self.folder.read_json("run.json")
+            differs = [name for name in mine if name not in ("workers", "stages", "root") and mine[name] != theirs.get(name)]
+            if differs:
+                told = "; ".join(f"{name}: {theirs.get(name)} there, {mine[name]} here" for name in differs)
+                raise ValueError(f"{self.root} holds another run ({told}). Choose another --root, or remove that folder")
+        self.folder.write_json("run.json", mine)
+
+    @staticmethod
+    def load(root: str) -> "Run":
+        """The run that stands in a folder."""
+        if not Folder(root).exists("run.json"):
+            raise FileNotFoundError(f"{root} holds no run.json; start one with: python -m pipelines <method> --root {root} …")
+        known = Folder(root).read_json("run.json")
+        listed = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return Run(
+            **{
+                **known,
+                **listed,
+                "root": root,
+                "methods": tuple(from_json(method) for method in known["methods"]),
+                "first": tuple(parse(genotype) for genotype in known["first"]),
+                "diagnosis": Diagnosis(**known["diagnosis"]),
+                "workers": Workers(**known["workers"]),
+            }
+        )

@@ -1,0 +1,350 @@
+"""Your own logs: parquet files under any fsspec URL, and a `schema.yaml` beside them that says what they hold.
+
+    rows: "clicks-*.parquet"      # default: "*.parquet" without the files of `tables`; read in the order of their names
+    user: user_id                 # the two keys: integers or text
+    item: article_id
+    timestamp: clicked_at         # integers; dates and timestamps become microseconds since 1970
+    label: clicked                # rows above 0 are positives; without a label every row is one
+    history: {features: [article_id, category], length: 20}     # default: the item key, 20; features: [] for none
+    features:                     # default: the two keys
+      - {name: user_id, side: user}
+      - {name: article_id, side: item}
+      - {name: category, side: item}
+      - {name: tags, side: item, kind: set}                     # a list column
+      - {name: price, side: item, kind: number, bins: 20}
+      - {name: hour, side: row}
+    tables: {item: "items.parquet"}     # one row a user or item, under the name of its key
+
+A feature of a user or an item is looked for in the table of its side, then in the log, of which `prepare` takes the
+earliest row of each user or item.
+"""
+
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any, ClassVar, get_args
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from pyarrow import types
+
+from nascore.datasets import CHUNK, DataError, Dataset, Feature, Layout
+from nascore.schema import Kind, Side
+
+SCHEMA = "schema.yaml"
+SETTINGS = ("rows", "user", "item", "timestamp", "label", "history", "features", "tables")
+HISTORY_LENGTH = 20
+BUFFER_BYTES = 1 << 20
+NEEDED = ("key", "timestamp", "label")
+TYPES = {
+    "key": "integers or text",
+    "timestamp": "integers, dates or timestamps",
+    "label": "numbers or booleans",
+    "category": "integers, text or booleans; floats can be a number",
+    "set": "lists of integers, text or booleans",
+    "number": "integers, floats or decimals",
+}
+SPECIMEN = """\
+rows: clicks.parquet
+user: user_id
+item: article_id
+timestamp: clicked_at
+label: clicked
+history: {features: [article_id, category, tags], length: 5}
+features:
+  - {name: user_id, side: user}
+  - {name: country, side: user}
+  - {name: article_id, side: item}
+  - {name: category, side: item}
+  - {name: tags, side: item, kind: set}
+  - {name: price, side: item, kind: number, bins: 2}
+  - {name: hour, side: row}
+tables: {item: articles.parquet}
+"""
+
+Footer = dict[str, pa.DataType]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Files that hold the same columns. `roles`: what each column serves as, one of `TYPES`."""
+
+    files: tuple[str, ...]
+    roles: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `schema.yaml` and the footers say together."""
+
+    layout: Layout
+    log: _Source
+    tables: Mapping[Side, _Source]
+
+
+class Parquet(Dataset):
+    """Logs in parquet as `schema.yaml` describes them; all but the rows is checked before any row is read."""
+
+    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors")
+
+    def layout(self) -> Layout:
+        return self._plan.layout
+
+    def rows(self) -> Iterator[pa.Table]:
+        return self._read(self._plan.log)
+
+    def entities(self, side: Side) -> Iterator[pa.Table]:
+        return self._read(self._plan.tables[side]) if side in self._plan.tables else iter(())
+
+    @cached_property
+    def _plan(self) -> _Plan:
+        with self.open(SCHEMA) as stream:
+            described = _Description(f"{self.raw}/{SCHEMA}", stream.read())
+        layout = described.layout
+        tables = {side: self._matching(f"tables: {side}", pattern) for side, pattern in described.tables.items()}
+        log = self._matching("rows", described.rows, but={file for files in tables.values() for file in files})
+        footers = {file: self._footer(file) for files in (*tables.values(), log) for file in files}
+
+        in_log = {layout.user: "key", layout.item: "key", layout.timestamp: "timestamp"}
+        if layout.label:
+            in_log[layout.label] = "label"
+        keys: dict[Side, str] = {"user": layout.user, "item": layout.item}
+        in_table = {side: {keys[side]: "key"} for side in tables}
+        for feature in layout.features:
+            if feature.name in keys.values():
+                continue
+            roles = in_log
+            if feature.side in tables:
+                table = tables[feature.side][0]
+                self.require(f"{table} or {log[0]}", [feature.name], [*footers[table], *footers[log[0]]])
+                roles = in_table[feature.side] if feature.name in footers[table] else in_log
+            roles[feature.name] = feature.kind
+
+        self._check(log, in_log, footers)
+        for side, files in tables.items():
+            self._check(files, in_table[side], footers)
+            key, table = keys[side], files[0]
+            here, there = footers[table][key], footers[log[0]][key]
+            if types.is_integer(here) != types.is_integer(there):
+                raise DataError(f"{self.raw}/{table}: column {key!r} is {here}, but in {log[0]} it is {there}")
+            if len(in_table[side]) == 1:
+                raise DataError(f"{self.raw}/{SCHEMA}: tables: {side}: no feature stands in {table}; name one")
+        sources = {side: _Source(tuple(files), in_table[side]) for side, files in tables.items()}
+        return _Plan(layout, _Source(tuple(log), in_log), sources)
+
+    def _matching(self, setting: str, pattern: str, but: Collection[str] = ()) -> list[str]:
+        files = [file for file in self.files(pattern) if file not in but]
+        if not files:
+            others = f" besides {', '.join(but)}" if but else ""
+            raise self.missing(f"file for {setting}: {pattern!r}{others}")
+        return files
+
+    def _footer(self, file: str) -> Footer:
+        """The columns of a file with their plain types."""
+        with self.open(file) as stream:
+            try:
+                schema = pq.read_schema(stream)
+            except pa.ArrowInvalid as error:
+                raise DataError(f"{self.raw}/{file}: cannot be read as parquet: {error}") from None
+        columns = {field.name: _plain(field.type) for field in schema}
+        if len(columns) < len(schema):
+            raise DataError(f"{self.raw}/{file}: a column is there twice: {', '.join(schema.names)}")
+        return columns
+
+    def _check(self, files: Sequence[str], roles: Mapping[str, str], footers: Mapping[str, Footer]) -> None:
+        """Every file must have every column, of a type that can serve and that is the same in all files."""
+        for file in files:
+            self.require(file, roles, list(footers[file]))
+            for name, role in roles.items():
+                kind, before = footers[file][name], footers[files[0]][name]
+                if not _serves(role, kind):
+                    raise DataError(f"{self.raw}/{file}: column {name!r} is {kind}; a {role} must be {TYPES[role]}")
+                if kind != before:
+                    raise DataError(f"{self.raw}/{file}: column {name!r} is {kind}, but in {files[0]} it is {before}")
+
+    def _read(self, source: _Source) -> Iterator[pa.Table]:
+        for file in source.files:
+            self.bad.pop(file, None)
+            first = 1
+            with self.open(file) as stream:
+                parquet = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES)
+                for batch in parquet.iter_batches(CHUNK, columns=list(source.roles)):
+                    columns, broken = {}, {}
+                    for name, role in source.roles.items():
+                        if role in NEEDED:
+                            broken[f"the {role} {name!r} is missing"] = pc.is_null(batch[name], nan_is_null=True)
+                        columns[name] = _converted(batch[name], role)
+                    if len(table := self.sound(file, first, pa.table(columns), broken)):
+                        yield table
+                    first += len(batch)
+
+    @classmethod
+    def specimen(cls) -> dict[str, bytes]:
+        clicks = {
+            "user_id": ["ann", "bob", "ann", None, "bob"],
+            "article_id": [10, 30, 20, 10, 10],
+            "clicked_at": [5000, 1000, 3000, 2000, 4000],
+            "clicked": [True, True, False, True, True],
+            "country": ["FR", "BR", "FR", "BR", "DE"],
+            "hour": [7, 8, 9, 7, 8],
+        }
+        articles = {
+            "article_id": [10, 20, 30],
+            "category": ["news", "sports", None],
+            "tags": [["city", "art"], [], ["art"]],
+            "price": [0.5, 2.0, None],
+        }
+        return {
+            SCHEMA: SPECIMEN.encode(),
+            "clicks.parquet": _written(pa.table(clicks)),
+            "articles.parquet": _written(pa.table(articles)),
+        }
+
+
+class _Description:
+    """`schema.yaml`, checked as far as that goes without the other files; `where` opens its errors."""
+
+    def __init__(self, where: str, text: bytes) -> None:
+        self.where = where
+        try:
+            loaded = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise DataError(f"{where}: not YAML: {error}") from None
+        given = self._mapping("the file", loaded, SETTINGS, needed=("user", "item", "timestamp"))
+        self.rows = self._text("rows", given.get("rows", "*.parquet"))
+        sides: tuple[Side, ...] = ("user", "item")
+        tables = self._mapping("tables", given.get("tables", {}), sides)
+        self.tables = {side: self._text(f"tables: {side}", tables[side]) for side in sides if side in tables}
+        roles = [role for role in ("user", "item", "timestamp", "label") if role in given]
+        self.columns: dict[str, str] = {role: self._column(role, given[role]) for role in roles}
+        self._once(", ".join(roles), list(self.columns.values()))
+        keys = [{"name": self.columns[side], "side": side} for side in sides]
+        listed = self._list("features", given.get("features", keys))
+        features = tuple(self._feature(f"features[{place}]", about) for place, about in enumerate(listed))
+        self._once("features", [feature.name for feature in features])
+        history, length = self._history(given.get("history", {}), features)
+        self.layout = Layout(**self.columns, features=features, history=history, history_length=length)
+
+    def _feature(self, what: str, given: Any) -> Feature:
+        about = self._mapping(what, given, ("name", "side", "kind", "bins"), needed=("name", "side"))
+        name = self._column(f"{what}: name", about["name"])
+        what = f"{what} ({name})"
+        side = self._one_of(f"{what}: side", about["side"], get_args(Side))
+        kind = self._one_of(f"{what}: kind", about.get("kind", "category"), get_args(Kind))
+        bins = self._count(f"{what}: bins", about["bins"], least=2) if "bins" in about else 0
+        if bins and kind != "number":
+            raise self._error(what, f"bins are for kind number, not {kind}")
+        if kind == "number" and side != "row" and not bins:
+            raise self._error(what, f"a number of side {side} needs bins, such as bins: 20")
+        for role, column in self.columns.items():
+            if name == column and role in ("timestamp", "label"):
+                raise self._error(what, f"this is the {role}, which no model may read")
+            if name == column and (side, kind) != (role, "category"):
+                raise self._error(what, f"this is the {role} key, whose side is {role} and whose kind is category")
+        return Feature(name, side, kind, bins)
+
+    def _history(self, given: Any, features: tuple[Feature, ...]) -> tuple[tuple[str, ...], int]:
+        about = self._mapping("history", given, ("features", "length"))
+        names = self._list("history: features", about.get("features", [self.columns["item"]]))
+        of_items = [feature.name for feature in features if feature.side == "item"]
+        for name in names:
+            if name not in of_items:
+                raise self._error("history: features", f"{name!r} is no item feature; these are: {', '.join(of_items)}")
+        self._once("history: features", names)
+        return tuple(names), self._count("history: length", about.get("length", HISTORY_LENGTH), 1) if names else 0
+
+    def _error(self, what: str, why: str) -> DataError:
+        return DataError(f"{self.where}: {what}: {why}")
+
+    def _mapping(self, what: str, given: Any, allowed: Sequence[str], needed: Sequence[str] = ()) -> dict[str, Any]:
+        if not isinstance(given, dict):
+            raise self._error(what, f"must be a mapping with keys among {', '.join(allowed)}, not {given!r}")
+        for key in given:
+            if key not in allowed:
+                close = get_close_matches(str(key), allowed, n=1)
+                meant = f"; did you mean {close[0]!r}?" if close else ""
+                raise self._error(what, f"unknown key {key!r}; the keys are {', '.join(allowed)}{meant}")
+        for key in needed:
+            if key not in given:
+                raise self._error(what, f"the key {key!r} is missing")
+        return given
+
+    def _list(self, what: str, given: Any) -> list[Any]:
+        if not isinstance(given, list):
+            raise self._error(what, f"must be a list, not {given!r}")
+        return given
+
+    def _text(self, what: str, given: Any) -> str:
+        if not isinstance(given, str) or not given:
+            raise self._error(what, f"must be text, not {given!r}")
+        return given
+
+    def _column(self, what: str, given: Any) -> str:
+        name = self._text(what, given)
+        if "." in name or "/" in name:
+            raise self._error(what, f"{name!r}: the name of a column must hold neither '.' nor '/'")
+        return name
+
+    def _count(self, what: str, given: Any, least: int) -> int:
+        if type(given) is not int or given < least:
+            raise self._error(what, f"must be an integer of at least {least}, not {given!r}")
+        return given
+
+    def _one_of(self, what: str, given: Any, allowed: tuple[Any, ...]) -> Any:
+        if given not in allowed:
+            raise self._error(what, f"must be one of {', '.join(allowed)}, not {given!r}")
+        return given
+
+    def _once(self, what: str, names: Sequence[str]) -> None:
+        for name in names:
+            if names.count(name) > 1:
+                raise self._error(what, f"column {name!r} is named twice")
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without its encoding: a dictionary is what it holds, text and lists are of the usual width."""
+    if types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if types.is_large_string(kind) or types.is_string_view(kind):
+        return pa.string()
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind
+
+
+def _serves(role: str, kind: pa.DataType) -> bool:
+    whole, text, truth = types.is_integer(kind), types.is_string(kind), types.is_boolean(kind)
+    number = whole or types.is_floating(kind) or types.is_decimal(kind)
+    serves: dict[str, bool] = {
+        "key": whole or text,
+        "timestamp": (whole and kind != pa.uint64()) or types.is_date(kind) or types.is_timestamp(kind),
+        "label": number or truth,
+        "category": whole or text or truth,
+        "set": types.is_list(kind) and _serves("category", kind.value_type),
+        "number": number,
+    }
+    return serves[role]
+
+
+def _converted(column: pa.Array, role: str) -> pa.Array:
+    """Timestamps as int64, dates as microseconds since 1970; labels as int8, 1 above 0; numbers as float64."""
+    if role == "timestamp" and not types.is_integer(column.type):
+        zone = column.type.tz if types.is_timestamp(column.type) else None
+        whole = pc.CastOptions(pa.timestamp("us", zone), allow_time_truncate=True)
+        return pc.cast(column, options=whole).cast(pa.int64())
+    if role == "timestamp":
+        return column.cast(pa.int64())
+    if role in ("label", "number"):
+        number = column.cast(pa.float64())
+        return pc.greater(number, 0).cast(pa.int8()) if role == "label" else number
+    return column.cast(_plain(column.type))
+
+
+def _written(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()

@@ -1,0 +1,51 @@
+"""Sums and gathers over the ranks of one data-parallel training, with gradients; a process alone is a group of one.
+
+Every rank computes its share of the loss: the shares sum to the loss of the joined batch, and so do their gradients.
+"""
+
+from collections.abc import Iterable
+from itertools import groupby
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn import functional as collective
+
+
+def size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's place among the ranks."""
+    return dist.get_rank() if size() > 1 else 0
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of `x` over ranks, on every rank; gradients are summed over ranks too."""
+    if size() == 1:
+        return x
+    summed: Tensor = collective.all_reduce(x.clone())
+    return summed
+
+
+def joined(x_B: Tensor) -> Tensor:
+    """The ranks' equally long tensors, one after the other in rank order; the gradient of a rank's part returns to it."""
+    if size() == 1:
+        return x_B
+    return torch.cat(collective.all_gather(x_B.contiguous()))
+
+
+@torch.no_grad()
+def exchange_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sum over ranks the gradients of those parameters that have one: the active ones, the same on every rank."""
+    if size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for _, alike in groupby(gradients, key=lambda gradient: gradient.dtype):
+        some = list(alike)
+        flat = torch.cat([gradient.flatten() for gradient in some])
+        dist.all_reduce(flat)
+        for gradient, part in zip(some, flat.split([gradient.numel() for gradient in some]), strict=True):
+            gradient.copy_(part.view_as(gradient))

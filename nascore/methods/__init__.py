@@ -1,0 +1,149 @@
+"""Methods: one paper, one file. A method is its configuration: its fields are the paper's hyper-parameters.
+
+To add one: write `nascore/methods/<name>.py` with one frozen dataclass that extends `Method`, the paper's values as
+defaults. A hand-made baseline is a method whose space has one member, so that every stage works on it unchanged. By
+existing it inherits tests: the law of weight sharing, a training step, and its price against counted weights.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, ClassVar, get_type_hints
+
+import torch
+
+from nascore import plugins, training
+from nascore.cost import Price, parse_limits
+from nascore.net import Net, Supernet
+from nascore.rows import Data, seed_of
+from nascore.samplers import Sampler
+from nascore.schema import Schema
+from nascore.space import Genotype, Space, key
+from nascore.tasks import Task
+from nascore.training import Fitness, Plan
+
+CACHE = 2 << 30
+Scorer = Callable[[Sequence[Genotype]], list[float]]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One retraining: of the best `keep` candidates, or of all for 0, on the named splits joined by "+"."""
+
+    plan: Plan
+    keep: int = 0
+    on: str = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """presets: named changes of the fields. budgets: named limits, such as the paper's."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    budgets: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def space(self, schema: Schema) -> Space:
+        """What may be decided on this data."""
+
+    @abstractmethod
+    def net(self, schema: Schema, space: Space) -> Net:
+        """The net over a space; over a narrow one, the model itself."""
+
+    @abstractmethod
+    def sampler(self, space: Space, seed: int) -> Sampler:
+        """What runs at a training step."""
+
+    @abstractmethod
+    def task(self, schema: Schema) -> Task:
+        """What to train for."""
+
+    @property
+    @abstractmethod
+    def train(self) -> Plan:
+        """How the supernet is trained."""
+
+    @property
+    @abstractmethod
+    def retrain(self) -> tuple[Round, ...]:
+        """How candidates are trained alone, round after round."""
+
+    @property
+    def fitness(self) -> Fitness:
+        """How candidates are scored with the supernet's weights."""
+        return Fitness()
+
+    @property
+    def stop(self) -> Fitness:
+        """The validation value that ends a training and picks its best epoch."""
+        return self.fitness
+
+    @property
+    def candidates(self) -> int:
+        """How many genotypes a search scores."""
+        return 1
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    def canonical(self, genotype: Genotype) -> Genotype:
+        """The genotype that stands for all that are the same network; it is what is hashed, priced and told."""
+        return genotype
+
+    def price(self, schema: Schema) -> Price:
+        """The cost of a genotype, or of its parts under a name."""
+        space = self.space(schema)
+        with torch.device("meta"):
+            net = self.net(schema, space)
+        return lambda genotype, under="": net.cost(space.mix(genotype), under)
+
+    def limits(self, budget: str) -> dict[str, float]:
+        """The limits of a budget: one of `budgets` by name, or as text such as "macs=3e5,user/params=1e5"."""
+        if budget in self.budgets:
+            return parse_limits(self.budgets[budget])
+        try:
+            return parse_limits(budget)
+        except ValueError as error:
+            named = ", ".join(self.budgets) or "none"
+            raise ValueError(f"{error}; budgets with a name in {self.name}: {named}") from None
+
+    def supernet(self, schema: Schema, space: Space, seed: int) -> Supernet:
+        """A freshly initialised net over `space` with its sampler; weights hang on the seed alone."""
+        torch.manual_seed(seed_of(seed, "weights"))
+        return Supernet(self.net(schema, space), self.sampler(space, seed))
+
+    def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
+        """Scores genotypes by the net's weights; one that overrides it must be faster and equal, within `cache_bytes`."""
+        return training.scorer(net, task, train, valid, self.fitness)
+
+    def model_id(self, genotype: Genotype, split_digest: str) -> str:
+        """12 hex digits that name one model on one split."""
+        known = json.dumps([self.name, asdict(self), key(self.canonical(genotype)), split_digest], sort_keys=True)
+        return hashlib.sha256(known.encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}
+
+
+CONTRACT = Method
+
+
+def from_json(known: Mapping[str, Any]) -> Method:
+    """A method from what `to_json` gave."""
+    method: Method = _restored(plugins.load("methods", known["name"]), {k: v for k, v in known.items() if k != "name"})
+    return method
+
+
+def _restored(kind: type[Any], known: Mapping[str, Any]) -> Any:
+    """A dataclass from JSON: inner dataclasses restored, lists as tuples."""
+    hints = get_type_hints(kind)
+    settings: dict[str, Any] = {}
+    for name, value in known.items():
+        if is_dataclass(hints[name]) and isinstance(value, dict):
+            settings[name] = _restored(hints[name], value)
+        else:
+            settings[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**settings)

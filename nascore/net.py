@@ -1,0 +1,176 @@
+"""Nets that can be searched: weighted choices among modules, the net over a space, and the supernet that samples it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nascore.cost import Cost
+from nascore.ops import Elastic, Live, Op
+from nascore.rows import Data
+from nascore.samplers import Sampler
+from nascore.schema import Batch, Schema
+from nascore.space import Mix, Space, Weights
+from nascore.tasks import Model
+
+
+class Priced(Protocol):
+    """A module with a known cost: an operator, or operators in a row."""
+
+    def __call__(self, *xs: Tensor) -> Tensor: ...
+
+    def cost(self) -> Cost: ...
+
+
+class Row(nn.Sequential):
+    """Operators one after the other; modules without weights between them cost nothing."""
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        first, *rest = self
+        x: Tensor = first(*xs)
+        for module in rest:
+            x = module(x)
+        return x
+
+    def cost(self) -> Cost:
+        total = Cost()
+        for module in self:
+            if isinstance(module, Op):
+                total += module.cost()
+            elif any(True for _ in module.parameters()):
+                raise TypeError(f"{type(module).__name__} has weights but no cost")
+        return total
+
+
+class Choose(nn.Module):
+    """A weighted sum of options: Σ w·option(*xs). Options of weight 0 on the host do not run.
+
+    A tensor of weights is (n,), or (B, n) where each example weighs the options by itself.
+    """
+
+    def __init__(self, options: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.options = nn.ModuleDict(options)
+
+    def forward(self, weights: Weights, *xs: Tensor) -> Tensor:
+        if isinstance(weights, Tensor):
+            parts = [weights[..., n, None] * option(*xs) for n, option in enumerate(self.options.values())]
+        else:
+            opened = [(w, option) for w, option in zip(weights, self.options.values(), strict=True) if w]
+            parts = [option(*xs) if w == 1.0 else w * option(*xs) for w, option in opened]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    @cached_property
+    def prices(self) -> tuple[Cost, ...]:
+        """The cost of each option."""
+        return tuple(option.cost() for option in self.options.values())  # type: ignore[operator]
+
+    def cost(self, weights: Weights) -> Cost:
+        """Σ w·price: exact for a path, expected for a relaxation (over the batch, if the weights differ by example)."""
+        if isinstance(weights, Tensor):
+            weights = tuple(weights.reshape(-1, len(self.options)).mean(0).unbind())  # type: ignore[assignment]
+        total = Cost()
+        for w, price in zip(weights, self.prices, strict=True):
+            if isinstance(w, Tensor) or w:
+                total += price if isinstance(w, float) and w == 1.0 else price * w
+        return total
+
+
+class Net(nn.Module, ABC):
+    """A net over a space: under a mix it is one member of the space, or a blend of members.
+
+    The square, the law of weight sharing: for every member g the net under `space.mix(g)` equals the net built over
+    `space.narrow(g)` that inherits its weights.
+    """
+
+    def __init__(self, schema: Schema, space: Space) -> None:
+        super().__init__()
+        self.schema, self.space = schema, space
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> Any:
+        """Look-ups only: whatever does not depend on the mix but on tables."""
+
+    @abstractmethod
+    def forward(self, x: Any, mix: Mix) -> Any:
+        """The output for embedded inputs under a mix."""
+
+    @abstractmethod
+    def costs(self, mix: Mix) -> Mapping[str, Cost]:
+        """The cost of each part under a mix, by part names such as "user/pool"."""
+
+    def cost(self, mix: Mix, under: str = "") -> Cost:
+        """The cost of all parts, or of those whose name starts with `under`."""
+        parts = self.costs(mix)
+        chosen = [cost for name, cost in parts.items() if name.startswith(under)]
+        if not chosen:
+            raise ValueError(f"no part {under!r}; there are: {', '.join(parts)}")
+        return sum(chosen, Cost())
+
+    def under(self, mix: Mix) -> Model:
+        """The model that the net is under a mix."""
+        return lambda batch: self(self.embed(batch), mix)
+
+    def only(self) -> Model:
+        """The model of a net whose space has one member."""
+        (member,) = self.space.members()
+        return self.under(self.space.mix(member))
+
+    def live(self) -> Mapping[str, Live]:
+        """For each elastic module by name, the positions of the wider net that this narrower one keeps."""
+        return {}
+
+    def inherit(self, source: "Net") -> "Net":
+        """Take every weight and buffer from a net over a wider space, by name; raises if one has no source."""
+        known, live = source.state_dict(), self.live()
+        elastic = {name: module for name, module in self.named_modules() if isinstance(module, Elastic) and name in live}
+        sliced = {f"{name}.{axis}" for name, module in elastic.items() for axis in module.axes}
+        wanted = self.state_dict()
+        missing = [
+            name for name, value in wanted.items() if name not in sliced and getattr(known.get(name), "shape", None) != value.shape
+        ]
+        if missing:
+            raise ValueError(f"the wider net has no weights of the right shape for: {', '.join(missing)}")
+        with torch.no_grad():
+            for name, value in wanted.items():
+                if name not in sliced:
+                    value.copy_(known[name])
+        for name, module in elastic.items():
+            wider = source.get_submodule(name)
+            if not isinstance(wider, Elastic):
+                raise ValueError(f"{name} is elastic here and not in the wider net")
+            module.inherit(wider, live[name])
+        return self
+
+    def solve(self, data: Data) -> None:
+        """Set the weights in closed form from a training split; for models that are not trained by gradient."""
+        raise TypeError(f"{type(self).__name__} has no closed form; train it")
+
+
+class Supernet(nn.Module):
+    """A net and the sampler that says what runs at each training step."""
+
+    def __init__(self, net: Net, sampler: Sampler) -> None:
+        super().__init__()
+        self.net, self.sampler = net, sampler
+
+    def forward(self, batch: Batch, step: int) -> tuple[Any, Mix]:
+        """The output at a training step and the mix it was computed under."""
+        x = self.net.embed(batch)
+        mix = self.sampler(x, step)
+        return self.net(x, mix), mix
+
+
+def embedding(columns: Sequence[Any], width: int) -> nn.ModuleDict:
+    """One Xavier-initialised table (ids, width) for each categorical column; row 0, "missing", stays zero."""
+    tables = nn.ModuleDict()
+    for column in columns:
+        table = nn.Embedding(column.size, width, padding_idx=0)
+        nn.init.xavier_uniform_(table.weight)
+        with torch.no_grad():
+            table.weight[0].zero_()
+        tables[column.name] = table
+    return tables

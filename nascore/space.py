@@ -1,0 +1,185 @@
+"""What may be decided, apart from what is built: decisions, spaces of genotypes, and the mixes they become.
+
+A genotype names, for each decision, the options that are open. A mix gives every option a weight; under the mix of a
+genotype each open option weighs 1 and each closed one 0.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import comb, inf, prod
+from random import Random
+from typing import Any, Protocol
+
+from torch import Tensor
+
+Genotype = Mapping[str, tuple[str, ...]]
+Weights = tuple[float, ...] | Tensor
+Mix = Mapping[str, Weights]
+
+DRAWS = 10_000
+
+
+class Infeasible(ValueError):
+    """No member of the space keeps its constraint, or none was found in 10,000 draws."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Open at least `least` and at most `most` of the options; "pick one" is the default."""
+
+    name: str
+    options: tuple[str, ...]
+    least: int = 1
+    most: int = 1
+
+    def __post_init__(self) -> None:
+        if len(set(self.options)) != len(self.options):
+            raise ValueError(f"decision {self.name!r}: an option is named twice in {self.options}")
+        if not 0 <= self.least <= self.most <= len(self.options):
+            raise ValueError(
+                f"decision {self.name!r}: 0 <= least <= most <= {len(self.options)} options does not hold for "
+                f"least={self.least}, most={self.most}"
+            )
+
+    def choices(self) -> Iterator[tuple[str, ...]]:
+        """Every legal set of open options, in the order of the options."""
+        for count in range(self.least, self.most + 1):
+            yield from combinations(self.options, count)
+
+    def size(self) -> int:
+        return sum(comb(len(self.options), count) for count in range(self.least, self.most + 1))
+
+    def sample(self, rng: Random) -> tuple[str, ...]:
+        """Draw a number of options uniformly, then as many options without replacement, in their own order."""
+        if self.least == self.most == 1:
+            return (self.options[rng.randrange(len(self.options))],)
+        chosen = set(rng.sample(self.options, rng.randint(self.least, self.most)))
+        return tuple(option for option in self.options if option in chosen)
+
+    def __contains__(self, chosen: tuple[str, ...]) -> bool:
+        ordered = tuple(option for option in self.options if option in set(chosen))
+        return ordered == tuple(chosen) and self.least <= len(chosen) <= self.most
+
+
+class Constraint(Protocol):
+    """What a narrower space asks of its members, such as a budget."""
+
+    def excess(self, genotype: Genotype) -> float:
+        """How far the genotype is from keeping the constraint; it keeps it at 0 or less."""
+
+    def explain(self, genotype: Genotype) -> str:
+        """One line that sets what the genotype needs against what is allowed."""
+
+
+class Space:
+    """All genotypes over some decisions that keep every constraint.
+
+    >>> space = Space([Decision("op", ("a", "b")), Decision("from", ("raw", "1"), most=2)])
+    >>> space.size(), {"op": ("a",), "from": ("raw",)} in space
+    (6, True)
+    """
+
+    def __init__(self, decisions: Sequence[Decision], constraints: Sequence[Constraint] = ()) -> None:
+        self.decisions = {decision.name: decision for decision in decisions}
+        self.constraints = tuple(constraints)
+        if len(self.decisions) != len(decisions):
+            raise ValueError(f"a decision is named twice in {[decision.name for decision in decisions]}")
+
+    def size(self) -> int:
+        """Number of genotypes before constraints."""
+        return prod(decision.size() for decision in self.decisions.values())
+
+    def members(self) -> Iterator[Genotype]:
+        """Every member in a fixed order; for spaces small enough to walk."""
+        names = list(self.decisions)
+        for chosen in product(*(decision.choices() for decision in self.decisions.values())):
+            genotype = dict(zip(names, chosen, strict=True))
+            if self.allows(genotype):
+                yield genotype
+
+    def allows(self, genotype: Genotype) -> bool:
+        return all(constraint.excess(genotype) <= 0 for constraint in self.constraints)
+
+    def __contains__(self, genotype: Genotype) -> bool:
+        return (
+            genotype.keys() == self.decisions.keys()
+            and all(chosen in self.decisions[name] for name, chosen in genotype.items())
+            and self.allows(genotype)
+        )
+
+    def sample(self, rng: Random) -> Genotype:
+        """A member drawn uniformly: every decision by itself, redrawn together until the constraints are kept."""
+        return self._first_allowed(
+            lambda: {name: decision.sample(rng) for name, decision in self.decisions.items()}
+        )
+
+    def mutate(self, genotype: Genotype, rng: Random, *, chance: float = 0.0, times: int = 0) -> Genotype:
+        """A member near `genotype`: each decision is redrawn with probability `chance`, or `times` of them change."""
+        if bool(chance) == bool(times):
+            raise ValueError("mutate takes either chance or times")
+        open_to_change = [name for name, decision in self.decisions.items() if decision.size() > 1]
+        if times > len(open_to_change):
+            raise Infeasible(f"{times} decisions cannot change: only {len(open_to_change)} have an alternative")
+
+        def draw() -> Genotype:
+            if chance:
+                names = [name for name in self.decisions if rng.random() < chance]
+                return {**genotype, **{name: self.decisions[name].sample(rng) for name in names}}
+            changed = dict(genotype)
+            for name in rng.sample(open_to_change, times):
+                while changed[name] == genotype[name]:
+                    changed[name] = self.decisions[name].sample(rng)
+            return changed
+
+        return self._first_allowed(draw)
+
+    def cross(self, one: Genotype, other: Genotype, rng: Random) -> Genotype:
+        """A member that takes every decision from one of two parents, each with probability 1/2."""
+        return self._first_allowed(
+            lambda: {name: (one if rng.random() < 0.5 else other)[name] for name in self.decisions}
+        )
+
+    def mix(self, genotype: Genotype) -> Mix:
+        """Weight 1 for each open option, 0 for each closed one, on the host."""
+        return {
+            name: tuple(1.0 if option in genotype[name] else 0.0 for option in decision.options)
+            for name, decision in self.decisions.items()
+        }
+
+    def narrow(self, genotype: Genotype) -> "Space":
+        """The space whose only member is `genotype`."""
+        if genotype not in self:
+            raise ValueError(f"not a member of the space: {key(genotype)}")
+        return Space(
+            [Decision(name, genotype[name], len(genotype[name]), len(genotype[name])) for name in self.decisions]
+        )
+
+    def within(self, constraint: Constraint) -> "Space":
+        """The members that also keep `constraint`; the space itself stays as it is."""
+        return Space(list(self.decisions.values()), (*self.constraints, constraint))
+
+    def _first_allowed(self, draw: Callable[[], Genotype]) -> Genotype:
+        nearest, least_excess = None, inf
+        for _ in range(DRAWS):
+            genotype = draw()
+            if self.allows(genotype):
+                return genotype
+            excess = max(constraint.excess(genotype) for constraint in self.constraints)
+            if excess < least_excess:
+                nearest, least_excess = genotype, excess
+        assert nearest is not None
+        why = "; ".join(c.explain(nearest) for c in self.constraints if c.excess(nearest) > 0)
+        raise Infeasible(f"no member found in {DRAWS:,} draws; the nearest one was {key(nearest)}: {why}")
+
+
+def key(genotype: Genotype) -> str:
+    """The genotype as one line of JSON, the same for equal genotypes."""
+    return json.dumps({name: list(chosen) for name, chosen in genotype.items()}, sort_keys=True, separators=(",", ":"))
+
+
+def parse(value: str | Mapping[str, Any]) -> Genotype:
+    """A genotype from JSON, or from what JSON became."""
+    loaded: Mapping[str, Any] = json.loads(value) if isinstance(value, str) else value
+    return {name: (chosen,) if isinstance(chosen, str) else tuple(chosen) for name, chosen in loaded.items()}

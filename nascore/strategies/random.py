@@ -1,0 +1,18 @@
+"""Uniform random search without repetition."""
+
+from collections.abc import Sequence
+
+from nascore.space import Genotype, Space
+from nascore.strategies import Strategy
+
+
+class RandomSearch(Strategy):
+    """Members drawn uniformly, `batch` at a time."""
+
+    def __init__(self, space: Space, seed: int, first: Sequence[Genotype] = (), batch: int = 50) -> None:
+        super().__init__(space, seed, first)
+        self.batch = batch
+
+    def ask(self) -> list[Genotype]:
+        rng = self.rng()
+        return self.fresh(lambda: self.space.sample(rng), self.batch) if self.told else self.opening(self.batch, rng)

@@ -1,0 +1,162 @@
+"""Two-tower retrieval: in-batch softmax with temperature and log-Q correction, judged by full ranking.
+
+The loss is AutoTower's eq. 4-6; the sampling correction is the streaming frequency estimate of Yi et al., 2019, with the
+constants of AutoTower's public code.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nascore import group, metrics
+from nascore.rows import Data
+from nascore.schema import Batch
+from nascore.tasks import Model, Scores, Task
+
+CELLS = 1 << 24
+
+
+class Retrieval(Task):
+    """Outputs are {"user": (B, O), "item": (B, O)}; a pair's preference is the inner product of its two vectors.
+
+    items: ids of the item vocabulary, with 0. ks: ranks to report.
+    regularizer: weight of the Frobenius norms of the joined batch's embedded inputs, which the net then gives as
+    "user/input" and "item/input".
+
+    The correction keeps for each item the step it was last seen at and its average gap in steps; an item that occurs k
+    times in a batch is updated k times at once: gap <- (1 - rate)^k gap + rate (1 - rate)^(k-1) (step - last).
+    """
+
+    headline = "recall@50"
+    last_seen: Tensor
+    gap: Tensor
+    seen_steps: Tensor
+
+    def __init__(
+        self,
+        items: int,
+        batch: int,
+        temperature: float = 0.05,
+        correct: bool = True,
+        rate: float = 0.01,
+        ks: tuple[int, ...] = (1, 5, 10, 50, 100),
+        regularizer: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.temperature, self.correct, self.rate, self.ks = temperature, correct, rate, ks
+        self.regularizer = regularizer
+        self.register_buffer("last_seen", torch.zeros(items, dtype=torch.float64))
+        self.register_buffer("gap", torch.full((items,), float(max(1, (items - 1) // batch)), dtype=torch.float64))
+        self.register_buffer("seen_steps", torch.zeros((), dtype=torch.float64))
+
+    def loss(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """This rank's rows against the items of the joined batch, over the joined batch's rows."""
+        item_J = group.joined(batch.keys["item"].long())
+        vectors_JO = group.joined(output["item"])
+        if self.training and self.correct:
+            self.observe(item_J)
+        first = group.rank() * len(batch)
+        losses_B = self.losses(output["user"], vectors_JO, item_J, first)
+        share = losses_B.sum() / len(item_J)
+        if self.regularizer:
+            squares = torch.stack([output[f"{side}/input"].square().sum() for side in ("user", "item")])
+            share = share + self.regularizer * group.total(squares).sqrt().sum() / group.size()
+        return share
+
+    def validation_loss(self, output: Mapping[str, Tensor], batch: Batch, plain: bool = False) -> Tensor:
+        return self.losses(output["user"], output["item"], batch.keys["item"].long(), plain=plain).mean()
+
+    def losses(
+        self, user_BO: Tensor, item_JO: Tensor, item_J: Tensor, first: int = 0, plain: bool = False
+    ) -> Tensor:
+        """Cross-entropy of each user, whose own item stands at `first` + its place, against J items. Shape (B,).
+
+        plain: at temperature 1 and without correction.
+        """
+        own_B = torch.arange(first, first + len(user_BO), device=user_BO.device)
+        return functional.cross_entropy(self.logits(user_BO, item_JO, item_J, plain), own_B, reduction="none")
+
+    def logits(self, user_BO: Tensor, item_JO: Tensor, item_J: Tensor, plain: bool = False) -> Tensor:
+        """Corrected preferences of every user for J items; eq. 5, where -log p is the log of the average gap. (B, J)."""
+        if plain:
+            return user_BO @ item_JO.T
+        logits_BJ = user_BO @ item_JO.T / self.temperature
+        return logits_BJ + self.gap[item_J].log().to(logits_BJ.dtype) if self.correct else logits_BJ
+
+    @torch.no_grad()
+    def observe(self, item_J: Tensor) -> None:
+        """Update the frequency estimate by the items of one joined batch."""
+        self.seen_steps += 1
+        count_I = torch.bincount(item_J, minlength=len(self.gap))
+        kept_I = (1 - self.rate) ** count_I
+        since_I = self.seen_steps - self.last_seen
+        updated_I = kept_I * self.gap + self.rate * kept_I / (1 - self.rate) * since_I
+        hit_I = count_I > 0
+        self.gap.copy_(torch.where(hit_I, updated_I, self.gap))
+        self.last_seen.copy_(torch.where(hit_I, self.seen_steps, self.last_seen))
+
+    def evaluate(self, model: Model, data: Data) -> Scores:
+        """Rank all items but those seen before for every user with an item to find in the split."""
+        with torch.inference_mode():
+            item_IO = encode_items(model, data)
+            users, before = data.ranked_users()
+            return self.rank(lambda part: model(data.user_batch(users[part], before[part]))["user"], item_IO, data)
+
+    def rank(self, user_of: Callable[[slice], Tensor], item_IO: Tensor, data: Data) -> Scores:
+        """The scores of given item vectors, users encoded block by block, so memory stays bounded.
+
+        user_of: the vectors (b, O) of a slice of `data.ranked_users()`. A user's relevant items are its distinct items in
+        the split that are candidates. Under the protocol `authors` they are all its events there, and NDCG is relative to
+        what was retrieved, as in AutoTower's public code.
+        """
+        users, _ = data.ranked_users()
+        authors = data.schema.protocol == "authors"
+        depth = min(max(self.ks), data.schema.items - 1)
+        block = max(1, min(4096, CELLS // data.schema.items))
+        columns: dict[str, list[Tensor]] = {}
+        kept: list[Tensor] = []
+        for start in range(0, len(users), block):
+            part = slice(start, min(start + block, len(users)))
+            chosen = users[part]
+            score_BI = user_of(part) @ item_IO.T
+            score_BI[:, 0] = -torch.inf
+            score_BI[data.seen.gather(chosen)] = -torch.inf
+            relevant_BI = torch.zeros_like(score_BI, dtype=torch.bool)
+            relevant_BI[data.relevant.gather(chosen)] = True
+            if authors:
+                relevant_B = data.relevant.counts(chosen)
+            else:
+                relevant_BI[data.seen.gather(chosen)] = False
+                relevant_B = relevant_BI.sum(1)
+            best_BK = score_BI.topk(depth, dim=1).indices
+            hits_BK = relevant_BI.gather(1, best_BK)
+            kept.append(relevant_B > 0)
+            for name, value in self._metrics(hits_BK, relevant_B.clamp(min=1), authors).items():
+                columns.setdefault(name, []).append(value)
+        keep = torch.cat(kept)
+        return Scores(
+            protocol=f"{data.schema.protocol}/full-ranking",
+            units=users[keep].cpu().numpy().astype(np.int64),
+            values={name: torch.cat(parts)[keep].cpu().numpy() for name, parts in columns.items()},
+            cold=~data.trained[users.long()][keep].cpu().numpy(),
+        )
+
+    def _metrics(self, hits_BK: Tensor, relevant_B: Tensor, authors: bool) -> dict[str, Tensor]:
+        values = {}
+        for k in (k for k in self.ks if k <= hits_BK.shape[1]):
+            values[f"recall@{k}"] = metrics.recall(hits_BK, relevant_B, k)
+            values[f"hit@{k}"] = metrics.hit(hits_BK, k)
+            values[f"ndcg@{k}"] = (
+                metrics.ndcg_of_retrieved(hits_BK, k) if authors else metrics.ndcg(hits_BK, relevant_B, k)
+            )
+        return values
+
+
+def encode_items(model: Model, data: Data, block: int = 8192) -> Tensor:
+    """The vectors of all item ids, in order. Shape (items, O)."""
+    ids = torch.arange(data.schema.items, dtype=torch.int32, device=data.home).split(block)
+    return torch.cat([model(data.item_batch(part))["item"] for part in ids])
+

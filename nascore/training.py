@@ -1,0 +1,262 @@
+"""Training and scoring: gradient steps that can stop anywhere, early stopping, recalibration, and the plain scorer."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nascore import group
+from nascore.net import Net, Supernet
+from nascore.ops.batch_norm import BatchNorm
+from nascore.rows import Data, permutation, seed_of
+from nascore.schema import Batch
+from nascore.space import Genotype, Mix
+from nascore.tasks import Model, Task
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How weights are trained: Adam on batches of `batch` rows, for `steps`, or for at most `epochs`.
+
+    patience: epochs without a better validation value after which training ends; the best epoch's weights are kept.
+    weight_decay acts on weights of two or more dimensions. clip: largest norm of the joined gradient; 0 for none.
+    """
+
+    batch: int
+    steps: int = 0
+    epochs: int = 0
+    patience: int = 0
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    clip: float = 0.0
+
+
+class Fit:
+    """One training: a supernet, its task, its optimiser and how far they have come; `state` can be saved at any step."""
+
+    def __init__(self, supernet: Supernet, task: Task, data: Data, plan: Plan, seed: int) -> None:
+        self.supernet, self.task, self.data, self.plan, self.seed = supernet, task, data, plan, seed
+        self.step = 0
+        named = dict(supernet.net.named_parameters())
+        self.names = {parameter: name for name, parameter in named.items()}
+        decayed = [parameter for parameter in named.values() if parameter.dim() >= 2]
+        others = [parameter for parameter in named.values() if parameter.dim() < 2]
+        self.optimizer = torch.optim.Adam(
+            [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others}],
+            lr=plan.learning_rate,
+            fused=True,
+        )
+
+    def advance(self, steps: int) -> float:
+        """Train `steps` more steps; the mean loss of the joined batches."""
+        self.supernet.train()
+        self.task.train()
+        total = torch.zeros((), device=self.data.device)
+        batches = self.data.batches(self.plan.batch, seed_of(self.seed, "rows"), self.step)
+        for _ in range(steps):
+            torch.manual_seed(seed_of(self.seed, "dropout", self.step, group.rank()))
+            total += self._step(next(batches))
+            self.step += 1
+        return float(group.total(total)) / max(1, steps)
+
+    def _step(self, batch: Batch) -> Tensor:
+        output, _ = self.supernet(batch, self.step)
+        loss = self.task.loss(output, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        group.exchange_gradients(self.names)
+        if self.plan.clip:
+            torch.nn.utils.clip_grad_norm_(self.names, self.plan.clip)
+        self.optimizer.step()
+        return loss.detach()
+
+    def weights(self) -> State:
+        """What a model is: the weights and buffers of the net, the sampler and the task."""
+        return {
+            f"{part}.{name}": value.detach()
+            for part, module in (("supernet", self.supernet), ("task", self.task))
+            for name, value in module.state_dict().items()
+        }
+
+    def state(self) -> State:
+        """Everything a resumed training needs, as tensors by name."""
+        moments = {
+            f"optimizer.{kind}.{self.names[parameter]}": value
+            for parameter, kinds in self.optimizer.state.items()
+            for kind, value in kinds.items()
+        }
+        return {**self.weights(), **moments, "step": torch.tensor(self.step)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where `state` was taken."""
+        load(self.supernet, self.task, state)
+        self.step = int(state["step"])
+        by_name = {name: parameter for parameter, name in self.names.items()}
+        self.optimizer.state.clear()
+        for key, value in state.items():
+            if key.startswith("optimizer."):
+                _, kind, name = key.split(".", 2)
+                home = value.device if kind == "step" else by_name[name].device
+                self.optimizer.state[by_name[name]][kind] = value.clone().to(home)
+
+
+def load(supernet: Supernet, task: Task, weights: Mapping[str, Tensor]) -> None:
+    """Set the weights of a model as `Fit.weights` or `Fit.state` gave them."""
+    for part, module in (("supernet", supernet), ("task", task)):
+        prefix = f"{part}."
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """How a model is judged on the validation split; higher is better.
+
+    kind: "objective", the negated training objective; "loss@1", the negated softmax loss at temperature 1 without
+    correction, as in AutoTower's public code; or a metric of the task, such as "recall@50".
+    rows: validation rows that a loss is measured on, the same for every model, in batches of `batch`.
+    calibration: training rows on which batch-norm moments are measured anew for every candidate; 0 keeps the supernet's.
+    """
+
+    kind: str = "objective"
+    rows: int = 40_960
+    batch: int = 1024
+    calibration: int = 8_192
+
+    def fixed_rows(self, data: Data) -> list[Tensor]:
+        """The rows of each fixed validation batch."""
+        order = permutation(data.rows, "fitness").to(data.home)[: self.rows]
+        parts = list(order.split(self.batch))
+        return parts[:-1] if len(parts) > 1 and len(parts[-1]) < self.batch else parts
+
+    def sample(self, data: Data) -> Tensor:
+        """The training rows to calibrate on."""
+        return permutation(data.rows, "calibration").to(data.home)[: self.calibration]
+
+    def measure(self, model: Model, task: Task, data: Data) -> float:
+        """Judge one model in evaluation mode."""
+        task.eval()
+        with torch.inference_mode():
+            if self.kind not in ("objective", "loss@1"):
+                means = task.evaluate(model, data).means()
+                if self.kind not in means:
+                    raise ValueError(f"fitness {self.kind!r} is neither objective nor loss@1 nor one of {', '.join(means)}")
+                return means[self.kind]
+            batches = [data.batch(rows) for rows in self.fixed_rows(data)]
+            losses = [float(task.validation_loss(model(batch), batch, plain=self.kind == "loss@1")) for batch in batches]
+        return -sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def recalibrate(net: Net, mix: Mix, batch: Batch) -> None:
+    """Set the moments of every batch norm on the path to those of one batch, layer after layer."""
+    norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
+    net.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    net(net.embed(batch), mix)
+    for norm in norms:
+        norm.momentum = 0.1
+    net.eval()
+
+
+def scorer(
+    net: Net, task: Task, train: Data, valid: Data, fitness: Fitness
+) -> Callable[[Sequence[Genotype]], list[float]]:
+    """The plain scorer: one candidate after the other on a copy of the net, everything computed anew."""
+    own = deepcopy(net).eval()
+    sample = train.batch(fitness.sample(train)) if fitness.calibration else None
+
+    def score(genotypes: Sequence[Genotype]) -> list[float]:
+        scores = []
+        for genotype in genotypes:
+            mix = own.space.mix(genotype)
+            if sample is not None:
+                recalibrate(own, mix, sample)
+            scores.append(fitness.measure(own.under(mix), task, valid))
+        return scores
+
+    return score
+
+
+@dataclass
+class Stopping:
+    """Early stopping, one telling an epoch: keeps the best value and its weights, says when patience has run out."""
+
+    patience: int
+    best: float = -inf
+    best_epoch: int = 0
+    epochs: int = 0
+
+    def better(self, value: float) -> bool:
+        """Take note of an epoch's value; whether it is the best so far. NaN never is."""
+        self.epochs += 1
+        if value > self.best:
+            self.best, self.best_epoch = value, self.epochs
+            return True
+        return False
+
+    @property
+    def over(self) -> bool:
+        return bool(self.patience) and self.epochs - self.best_epoch >= self.patience
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished training: the best weights, their validation value, and (loss, value) of each epoch."""
+
+    weights: State
+    value: float
+    best_epoch: int
+    steps: int
+    curve: tuple[tuple[float, float], ...]
+
+
+def train(
+    fit: Fit,
+    judge: Callable[[Model], float],
+    save: Callable[[State], None] = lambda state: None,
+    saved: Mapping[str, Tensor] | None = None,
+    report: Callable[[int, float], None] = lambda epoch, value: None,
+) -> Outcome:
+    """Train a net with one member to the end of its plan, epoch by epoch, from `saved` on if there is one.
+
+    judge: the validation value of a model, higher is better. save: takes the state after each epoch. A plan without steps
+    and epochs has the net solved in closed form.
+    """
+    net, plan = fit.supernet.net, fit.plan
+    if not plan.epochs:
+        net.solve(fit.data)
+        net.eval()
+        return Outcome(fit.weights(), judge(net.only()), 0, 0, ())
+    stopping, best, curve = Stopping(plan.patience), dict[str, Tensor](), list[tuple[float, float]]()
+    if saved is not None:
+        fit.restore({name: value for name, value in saved.items() if not name.startswith(("best.", "curve"))})
+        best = {name.removeprefix("best."): value for name, value in saved.items() if name.startswith("best.")}
+        for loss, value in saved["curve"].tolist():
+            curve.append((loss, value))
+            stopping.better(value)
+    steps = fit.data.steps_per_epoch(plan.batch)
+    while stopping.epochs < plan.epochs and not stopping.over:
+        loss = fit.advance(steps)
+        net.eval()
+        curve.append((loss, judge(net.only())))
+        if stopping.better(curve[-1][1]):
+            best = {name: value.clone() for name, value in fit.weights().items()}
+        report(stopping.epochs, stopping.best)
+        save(
+            {
+                **fit.state(),
+                **{f"best.{name}": value for name, value in best.items()},
+                "curve": torch.tensor(curve, dtype=torch.float64),
+            }
+        )
+    if not best:
+        raise FloatingPointError(f"no epoch gave a finite validation value; (loss, value) by epoch: {curve}")
+    return Outcome(best, stopping.best, stopping.best_epoch, fit.step, tuple(curve))

@@ -1,0 +1,130 @@
+"""The frame of two-tower nets: features and histories looked up, each side encoded, vectors of unit length."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nascore.cost import Cost
+from nascore.net import Net, embedding
+from nascore.schema import Batch, Column, Schema
+from nascore.space import Mix, Space
+from nascore.tasks.retrieval import Retrieval
+from nascore.training import Plan
+
+Inputs = dict[str, Tensor]
+Side = Literal["user", "item"]
+
+
+class TwoTower(Net):
+    """Embeds both sides by tables of `width`; a history shares the tables of the item columns it is shown by.
+
+    A batch may hold one side only; the output then has only that side. Outputs: {"user": (B, O), "item": (B, O)}, rows of
+    unit length, and the embedded inputs "user/input", "item/input".
+    """
+
+    def __init__(self, schema: Schema, space: Space, width: int) -> None:
+        super().__init__(schema, space)
+        for column in (*schema.of("user"), *schema.of("item")):
+            if column.kind == "number":
+                raise ValueError(f"column {column.name!r} is a number: give it `bins` to make it a category")
+        item_key = () if schema.item in {c.name for c in schema.columns} else (Column(schema.item, "item", size=schema.items),)
+        shown = tuple(column for column in item_key if column.name in schema.history)
+        self.tables = embedding((*schema.of("user"), *schema.of("item"), *shown), width)
+        self.width = width
+
+    @property
+    def user_width(self) -> int:
+        """Width of the embedded user features, without the history."""
+        return self.width * len(self.schema.of("user"))
+
+    @property
+    def item_width(self) -> int:
+        return self.width * len(self.schema.of("item"))
+
+    @property
+    def history_width(self) -> int:
+        """Width of one embedded event of a history; 0 without histories."""
+        return self.width * len(self.schema.history)
+
+    def embed(self, batch: Batch) -> Inputs:
+        """ "user" (B, user_width), "item" (B, item_width), "history" (B, T, history_width), "mask" (B, T)."""
+        x: Inputs = {}
+        for side in ("user", "item"):
+            if side in batch.keys:
+                columns = self.schema.of("user" if side == "user" else "item")
+                x[side] = torch.cat([self._look_up(column, batch[column.name]) for column in columns], 1)
+        if "history" in batch:
+            events = [self.tables[name](batch[f"history/{name}"]) for name in self.schema.history]
+            x["history"], x["mask"] = torch.cat(events, 2), batch["history"] != 0
+        return x
+
+    def _look_up(self, column: Column, ids: Tensor) -> Tensor:
+        found: Tensor = self.tables[column.name](ids)
+        if column.kind == "set":
+            return found.sum(1) / (ids != 0).sum(1, keepdim=True).clamp(min=1)
+        return found
+
+    def forward(self, x: Inputs, mix: Mix) -> Mapping[str, Tensor]:
+        output = {}
+        if "user" in x:
+            output["user/input"] = self.user_input(x, mix)
+            output["user"] = functional.normalize(self.tower("user", output["user/input"], mix), dim=1)
+        if "item" in x:
+            output["item/input"] = x["item"]
+            output["item"] = functional.normalize(self.tower("item", x["item"], mix), dim=1)
+        return output
+
+    @abstractmethod
+    def user_input(self, x: Inputs, mix: Mix) -> Tensor:
+        """User features and the pooled history, side by side."""
+
+    @abstractmethod
+    def tower(self, side: Side, x_BD: Tensor, mix: Mix) -> Tensor:
+        """One side's vector before it is brought to unit length. Shape (B, O)."""
+
+    def table_costs(self) -> dict[str, Cost]:
+        """The weights of each side's tables."""
+        sides = {column.name: column.side for column in self.schema.columns}
+        costs = {"user/tables": Cost(), "item/tables": Cost()}
+        for name, table in self.tables.items():
+            assert isinstance(table, nn.Embedding)
+            costs[f"{sides.get(name, 'item')}/tables"] += Cost(table_params=table.weight.numel())
+        return costs
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every two-tower model is trained, AutoTower's values as defaults (§4.1.5; temperature and rate: public code).
+
+    temperature, correct, rate: of the softmax and its log-Q correction, see `Retrieval`. regularizer: weight of the
+    embedded inputs' norms. epochs, patience: of models trained alone. stop: the validation value that ends them and picks
+    the best epoch, a `Fitness` kind; the paper's "validation loss" stops long before recall does.
+    """
+
+    batch: int = 1024
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    regularizer: float = 0.0
+    temperature: float = 0.05
+    correct: bool = True
+    rate: float = 0.01
+    epochs: int = 100
+    patience: int = 5
+    stop: str = "recall@50"
+
+    def task(self, schema: Schema) -> Retrieval:
+        return Retrieval(schema.items, self.batch, self.temperature, self.correct, self.rate, regularizer=self.regularizer)
+
+    def supernet(self, steps: int) -> Plan:
+        """The plan of a weight-sharing training."""
+        return Plan(self.batch, steps, 0, 0, self.learning_rate, self.weight_decay, self.clip)
+
+    def alone(self) -> Plan:
+        """The plan of one model's own training."""
+        return Plan(self.batch, 0, self.epochs, self.patience, self.learning_rate, self.weight_decay, self.clip)

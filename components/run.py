@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nascore import plugins
+from nascore.cost import Budget
 from nascore.datasets import Dataset, OnBadRow
 from nascore.methods import Method, from_json
 from nascore.rows import Data, Mode
 from nascore.schema import Schema
-from nascore.space import Genotype, parse
+from nascore.space import Genotype, Space, parse
 
 STAGES = ("prepare", "supernet", "search", "diagnose", "retrain", "evaluate", "report")
 
@@ -113,15 +114,18 @@ class Workers:
     """What the stages may use of the cluster.
 
     train: data-parallel workers of the supernet, sharing each batch. evaluators: scoring actors of each search; 0 shares
-    the cores among the searches. gpus: GPUs of each training or scoring worker. data: whether training rows stay resident
-    or are streamed. checkpoint: steps between two checkpoints of the supernet.
+    the cores among the searches. cpus, gpus: of each training or scoring worker. data: whether training rows stay resident
+    or are streamed. checkpoint: steps between two checkpoints of the supernet. cache: bytes in which the scorers of one
+    node may keep what candidates share.
     """
 
     train: int = 1
     evaluators: int = 0
+    cpus: int = 1
     gpus: float = 0.0
     data: Mode = "resident"
     checkpoint: int = 1_000
+    cache: int = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,19 @@ class Run:
     def rows(self, split: str, mode: Mode = "resident", rank: int = 0, world: int = 1, device: str = "cpu") -> Data:
         """A split of the prepared data."""
         return Data(f"{self.folder.url}/prepare", split, mode=mode, rank=rank, world=world, device=device)
+
+    def checkpoint(self) -> Folder:
+        """The newest whole checkpoint of the supernet."""
+        whole = (self.folder / "supernet").names("step-*/done.json")
+        if not whole:
+            raise FileNotFoundError(f"{self.root} holds no supernet; make it with: python -m components supernet {self.root}")
+        return self.folder / "supernet" / whole[-1].rpartition("/")[0]
+
+    def members(self, budget: str) -> Space:
+        """The searched method's space within a budget."""
+        limits = self.method.limits(budget)
+        space = self.method.space(self.schema)
+        return space.within(Budget(limits, self.method.price(self.schema))) if limits else space
 
     @contextmanager
     def stage(self, name: str, resumes: bool = False) -> Iterator[Folder]:

@@ -43,6 +43,7 @@ class Fit:
     def __init__(self, supernet: Supernet, task: Task, data: Data, plan: Plan, seed: int) -> None:
         self.supernet, self.task, self.data, self.plan, self.seed = supernet, task, data, plan, seed
         self.step = 0
+        self.batches: Iterator[Batch] | None = None
         named = dict(supernet.net.named_parameters())
         self.names = {parameter: name for name, parameter in named.items()}
         decayed = [parameter for parameter in named.values() if parameter.dim() >= 2]
@@ -58,10 +59,11 @@ class Fit:
         self.supernet.train()
         self.task.train()
         total = torch.zeros((), device=self.data.device)
-        batches = self.data.batches(self.plan.batch, seed_of(self.seed, "rows"), self.step)
+        if self.batches is None:
+            self.batches = self.data.batches(self.plan.batch, seed_of(self.seed, "rows"), self.step)
         for _ in range(steps):
             torch.manual_seed(seed_of(self.seed, "dropout", self.step, group.rank()))
-            total += self._step(next(batches))
+            total += self._step(next(self.batches))
             self.step += 1
         return float(group.total(total)) / max(1, steps)
 
@@ -96,7 +98,7 @@ class Fit:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue where `state` was taken."""
         load(self.supernet, self.task, state)
-        self.step = int(state["step"])
+        self.step, self.batches = int(state["step"]), None
         by_name = {name: parameter for parameter, name in self.names.items()}
         self.optimizer.state.clear()
         for key, value in state.items():

@@ -183,8 +183,9 @@ def test_authors_cuts_the_counts_of_the_public_code() -> None:
 def test_authors_draws_train_and_valid_from_the_same_period() -> None:
     user = np.repeat(np.arange(1, 201, dtype=np.int32), 40)
     label = split("authors", (user, np.tile(np.arange(40), 200).astype(np.int64))).reshape(200, 40)
-    share = (label[:, :30] == TRAIN).mean(axis=0)
-    assert abs(share[:15].mean() - 2 / 3) < 0.05 and abs(share[15:].mean() - 2 / 3) < 0.05
+    train = label[:, :30] == TRAIN
+    assert abs(train[:, :15].mean() - 2 / 3) < 0.05 and abs(train[:, 15:].mean() - 2 / 3) < 0.05
+    assert train.mean(axis=1).std() < 0.15, "every user has its share"
 
 
 @pytest.mark.data

@@ -77,7 +77,7 @@ def test_a_space_holds_its_members_and_nothing_else() -> None:
 
 
 def test_a_narrower_space_draws_members_only() -> None:
-    narrow = SPACE.within(AtMost(3)).within(AtMost(2))
+    narrow = SPACE.within(AtMost(2)).within(AtMost(3))
     rng = Random(2)
     allowed = {key(genotype) for genotype in narrow.members()}
     assert allowed == {key(g) for g in SPACE.members() if sum(map(len, g.values())) <= 2}

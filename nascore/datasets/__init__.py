@@ -105,7 +105,7 @@ class Dataset(ABC):
     def files(self, pattern: str = "*") -> list[str]:
         """The names of the raw files that match, sorted; a pattern with "/" looks into folders."""
         found = self.fs.glob(f"{glob.escape(self.folder)}/{pattern}", detail=True)
-        return sorted(path[len(self.folder) + 1 :] for path, about in found.items() if about["type"] == "file")
+        return sorted(path[len(self.folder) + 1 :] for path, about in found.items() if about["type"] != "directory")
 
     def missing(self, what: str) -> DataError:
         """The error to raise where something needed is not in the folder."""

@@ -7,7 +7,7 @@ existing it inherits tests: the law of weight sharing, a training step, and its 
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, ClassVar, get_type_hints
@@ -38,7 +38,7 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(metaclass=ABCMeta):
     """presets: named changes of the fields. budgets: named limits, such as the paper's."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -88,6 +88,11 @@ class Method(ABC):
     @property
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def label(self) -> str:
+        """What tables and pictures call it."""
+        return type(self).__name__
 
     def canonical(self, genotype: Genotype) -> Genotype:
         """The genotype that stands for all that are the same network; it is what is hashed, priced and told."""

@@ -64,6 +64,10 @@ class GoogleDNN(Method):
         "H": (1024, 512, 256, 128),
     }
 
+    @property
+    def label(self) -> str:
+        return f"GoogleDNN {self.size}"
+
     def space(self, schema: Schema) -> Space:
         return Space([])
 

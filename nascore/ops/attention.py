@@ -52,9 +52,9 @@ class _Core(Function):
     """softmax(q k / sqrt(8)) v for each example and head.
 
     The matrices are too small for matrix products: on a CPU, with 5 inputs and 4 heads, batched matmul and einsum take
-    3.7 times as long forward and twice as long with the gradient; fused attention is between the two from 5 inputs on
-    and slowest below. So the batch lies last, every step is one element-wise multiply-add over it, summed in place, and
-    the gradient is written the same way: that of a broadcast product would hold all N·N·W products at once.
+    3.7 times as long forward and 1.9 times with the gradient, fused attention 2.2 and 1.5 times. So the batch lies
+    last, each step is one element-wise multiply-add over it, summed in place, and the gradient is written the same way:
+    that of a broadcast product would hold all N·N·W products at once, and takes 1.6 times as long.
     """
 
     @staticmethod

@@ -1,0 +1,43 @@
+"""`python -m components <stage> <run-url>` runs one stage of a run; `python -m components check …` looks at raw data."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+USAGE = """usage: python -m components <stage> <run-url>
+       python -m components check --dataset NAME --raw FOLDER [--on-bad-row skip]
+
+stages: {stages}
+"""
+PLUMBING = ("run", "workers", "pictures", "check")
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 0 when done, 1 when it failed, 2 for a wrong command line."""
+    folder = Path(__file__).parent
+    stages = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_") and file.stem not in PLUMBING)
+    if len(arguments) < 2 or arguments[0] not in (*stages, "check"):
+        print(USAGE.format(stages=", ".join(stages)))
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    try:
+        if arguments[0] == "check":
+            from components.check import main as check
+
+            check(arguments[1:])
+            return 0
+        from components.run import Run
+
+        run = Run.load(arguments[1])
+        if (run.folder / arguments[0]).done:
+            print(f"{arguments[0]}: done before")
+        else:
+            import_module(f"components.{arguments[0]}").main(run)
+            print(f"{arguments[0]}: done")
+    except (ValueError, OSError) as error:
+        print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""Does the supernet's ranking deserve trust? Kendall's tau between inherited and stand-alone quality, and its ceiling.
+
+Genotypes drawn uniformly from the first budget are scored by the supernet and trained alone from several seeds; the ceiling
+is the tau between two seeds' own trainings, which no ranking can be expected to exceed. Intervals are bootstrapped over
+genotypes. Everything is measured on the validation split.
+"""
+
+from itertools import combinations
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+
+from components.run import Run
+from components.workers import Job, open_scorer, train_all
+from nascore.rows import seed_of
+from nascore.space import Genotype, key
+
+RESAMPLES = 2_000
+Values = NDArray[np.float64]
+
+
+def main(run: Run) -> None:
+    with run.stage("diagnose", resumes=True) as folder:
+        wanted, fitness = run.diagnosis, run.method.fitness.kind
+        about = {"metric": run.method.stop.kind, "fitness": fitness, "budget": run.budgets[0]}
+        if wanted.genotypes < 3:
+            nothing = {"n": 0, "kendall": None, "low": None, "high": None, "ceiling": None, "points": []}
+            folder.write_json("diagnose.json", {**about, **nothing, "verdict": "The supernet's ranking was not tested."})
+            return
+        drawn = draw(run, wanted.genotypes)
+        scores = open_scorer(run, run.workers.cache)(drawn)
+        ids = [run.method.model_id(genotype, run.schema.split_digest) for genotype in drawn]
+        jobs = [
+            Job.of(f"diagnose/{model_id}/seed={seed}", run.method, genotype, seed)
+            for model_id, genotype in zip(ids, drawn, strict=True)
+            for seed in range(wanted.seeds)
+        ]
+        values = [result["value"] for result in train_all(run, "diagnose", jobs)]
+        alone = np.array(values).reshape(len(drawn), wanted.seeds)
+        price = run.method.price(run.schema)
+        points = [
+            {
+                "model_id": model_id,
+                "genotype": {name: list(chosen) for name, chosen in genotype.items()},
+                "score": score,
+                "alone": own.tolist(),
+                "macs": float(price(genotype, "").macs),
+            }
+            for model_id, genotype, score, own in zip(ids, drawn, scores, alone, strict=True)
+        ]
+        folder.write_json("diagnose.json", {**about, **judged(np.array(scores), alone), "points": points})
+
+
+def draw(run: Run, count: int) -> list[Genotype]:
+    """Distinct members of the first budget, drawn uniformly; fewer if the space holds fewer."""
+    space, rng = run.members(run.budgets[0]), Random(f"diagnose/{run.seeds[0]}")
+    drawn = {key(genotype): genotype for genotype in (space.sample(rng) for _ in range(10 * count))}
+    return list(drawn.values())[:count]
+
+
+def judged(scores: Values, alone: Values) -> dict[str, Any]:
+    """Tau of scores (n,) against mean stand-alone quality (n, seeds), its interval, its ceiling, and what to think of it."""
+    tau = correlation(scores, alone.mean(1))
+    rng = np.random.default_rng(seed_of("diagnose", "bootstrap"))
+    resampled = []
+    for _ in range(RESAMPLES):
+        chosen = rng.integers(0, len(scores), len(scores))
+        resampled.append(correlation(scores[chosen], alone[chosen].mean(1)))
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    pairs = list(combinations(range(alone.shape[1]), 2))
+    ceiling = float(np.mean([correlation(alone[:, a], alone[:, b]) for a, b in pairs])) if pairs else None
+    found = {"n": len(scores), "kendall": tau, "low": float(low), "high": float(high), "ceiling": ceiling}
+    return {**found, "verdict": _verdict(tau, float(low), ceiling)}
+
+
+def correlation(one: Values, other: Values) -> float:
+    """Kendall's tau-b; 0 where one side is constant."""
+    tau = float(kendalltau(one, other).statistic)
+    return 0.0 if np.isnan(tau) else tau
+
+
+def _verdict(tau: float, low: float, ceiling: float | None) -> str:
+    if low <= 0:
+        told = f"The supernet's ranking cannot be told from chance here (tau {tau:.2f}, interval reaches {low:.2f})."
+    else:
+        told = f"The supernet ranks better than chance (tau {tau:.2f}, at least {low:.2f})."
+    if ceiling is None:
+        return f"{told} With one seed there is no ceiling to compare it with."
+    if ceiling < 0.4:
+        return f"{told} Two seeds of the same models agree by tau {ceiling:.2f} only: the space hardly matters on this data."
+    return f"{told} That is {tau / ceiling:.0%} of the ceiling {ceiling:.2f}, the agreement of two seeds' own trainings."

@@ -1,0 +1,206 @@
+"""The only reader of the test split: the found models and their rivals, once each, with intervals and paired comparisons.
+
+Of the candidates of a budget and strategy the one with the best mean validation value is the found model. Intervals
+resample users and seeds together; a paired comparison resamples users, whose values are means over seeds, and gives the
+p-value of the paired t-test.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.stats import ttest_rel
+
+from components.run import Run
+from nascore import plugins
+from nascore.cost import UNITS
+from nascore.methods import Method
+from nascore.rows import Data, seed_of
+from nascore.space import Genotype, parse
+from nascore.tasks import Scores
+from nascore.training import load
+
+RESAMPLES = 2_000
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model of the comparison."""
+
+    label: str
+    role: str
+    method: Method
+    genotype: Genotype
+    model_id: str
+    budget: str = ""
+    strategy: str = ""
+
+
+def main(run: Run) -> None:
+    with run.stage("evaluate") as folder:
+        contenders = [*found(run), *rivals(run)]
+        test = run.rows("test")
+        scores = {c.model_id: [measure(run, c, seed, test) for seed in run.seeds] for c in contenders}
+        folder.write_table("units.parquet", units(run, scores))
+        report = compare(run, contenders, scores)
+        folder.write_json("report.json", report)
+    print(f"  {report['verdict']}", flush=True)
+
+
+def found(run: Run) -> list[Contender]:
+    """For each budget and strategy the candidate with the best mean validation value over seeds."""
+    best: dict[tuple[str, str], tuple[float, Contender]] = {}
+    for one in (run.folder / "search").read_json("candidates.json"):
+        group = (one["budget"], one["strategy"])
+        label = f"{type(run.method).__name__} {one['budget']}, {one['strategy']}"
+        values = [_result(run, one["model_id"], seed)["value"] for seed in run.seeds]
+        contender = Contender(label, "found", run.method, parse(one["genotype"]), one["model_id"], *group)
+        if group not in best or np.mean(values) > best[group][0]:
+            best[group] = float(np.mean(values)), contender
+    return [contender for _, contender in best.values()]
+
+
+def rivals(run: Run) -> list[Contender]:
+    contenders = []
+    for method in run.methods[1:]:
+        (member,) = method.space(run.schema).members()
+        model_id = method.model_id(member, run.schema.split_digest)
+        contenders.append(Contender(method.label, "baseline", method, member, model_id))
+    return contenders
+
+
+def _result(run: Run, model_id: str, seed: int) -> dict[str, Any]:
+    known: dict[str, Any] = (run.folder / f"retrain/{model_id}/part=0/seed={seed}").read_json("result.json")
+    return known
+
+
+def measure(run: Run, contender: Contender, seed: int, test: Data) -> Scores:
+    """One retrained model on the test split."""
+    method, schema = contender.method, run.schema
+    supernet = method.supernet(schema, method.space(schema).narrow(contender.genotype), seed)
+    task = method.task(schema)
+    load(supernet, task, (run.folder / f"retrain/{contender.model_id}/part=0/seed={seed}").read_tensors("weights.safetensors"))
+    supernet.eval()
+    task.eval()
+    return task.evaluate(supernet.net.only(), test)
+
+
+def units(run: Run, scores: dict[str, list[Scores]]) -> pa.Table:
+    """One row a (model, seed, unit, metric); every interval and p-value follows from it."""
+    tables = []
+    for model_id, by_seed in scores.items():
+        for seed, one in zip(run.seeds, by_seed, strict=True):
+            for metric, values in one.values.items():
+                count = len(values)
+                columns = {"model": [model_id] * count, "seed": [seed] * count, "unit": one.units, "cold": one.cold}
+                tables.append(pa.table({**columns, "metric": [metric] * count, "value": values}))
+    return pa.concat_tables(tables)
+
+
+def compare(run: Run, contenders: list[Contender], scores: dict[str, list[Scores]]) -> dict[str, Any]:
+    """The report: one row a model and metric, found against rivals, and what to conclude."""
+    headline = run.method.task(run.schema).headline
+    rows, paired = [], []
+    for contender in contenders:
+        cost = contender.method.price(run.schema)(contender.genotype, "")
+        spent = {unit: float(getattr(cost, unit)) for unit in UNITS}
+        for metric, matrix in _matrices(scores[contender.model_id]).items():
+            low, high = interval(matrix)
+            rows.append(
+                {
+                    "model": contender.label,
+                    "role": contender.role,
+                    "model_id": contender.model_id,
+                    "metric": metric,
+                    "value": float(matrix.mean()),
+                    "low": low,
+                    "high": high,
+                    "seeds": list(run.seeds),
+                    **spent,
+                }
+            )
+    for one in (contender for contender in contenders if contender.role == "found"):
+        for other in contenders:
+            if other.model_id != one.model_id:
+                a, b = (_matrices(scores[c.model_id])[headline].mean(0) for c in (one, other))
+                paired.append({"a": one.label, "b": other.label, "metric": headline, **against(a, b)})
+    diagnosis = (run.folder / "diagnose").read_json("diagnose.json") if (run.folder / "diagnose").done else {}
+    stages = [stage for stage in run.stages if (run.folder / stage).done]
+    return {
+        "run": run.root,
+        "split_digest": run.schema.split_digest,
+        "protocol": scores[contenders[0].model_id][0].protocol,
+        "leaks": plugins.load("protocols", run.protocol).leaks,
+        "headline": headline,
+        "verdict": verdict(contenders, rows, paired, headline),
+        "rows": rows,
+        "paired": paired,
+        "models": {
+            c.model_id: {
+                "label": c.label,
+                "genotype": {name: list(chosen) for name, chosen in c.genotype.items()},
+                "budget": c.budget,
+                "strategy": c.strategy,
+            }
+            for c in contenders
+        },
+        "diagnose": {name: diagnosis.get(name) for name in ("kendall", "low", "high", "ceiling", "n", "verdict")},
+        "timing": {stage: (run.folder / stage).read_json("done.json")["seconds"] for stage in stages},
+    }
+
+
+def _matrices(by_seed: list[Scores]) -> dict[str, Values]:
+    """(seeds, units) of each metric: over units with training rows, and apart over those without."""
+    cold = by_seed[0].cold
+    matrices = {}
+    for metric in by_seed[0].values:
+        values = np.stack([one.values[metric] for one in by_seed])
+        for name, chosen in ((metric, ~cold), (f"{metric}/cold", cold)):
+            if chosen.any():
+                matrices[name] = values[:, chosen]
+    return matrices
+
+
+def interval(matrix: Values) -> tuple[float, float]:
+    """95 % percentile interval of the mean of a (seeds, units) matrix, resampling seeds and units."""
+    rng = np.random.default_rng(seed_of("evaluate", "interval"))
+    seeds, count = matrix.shape
+    means = np.empty(RESAMPLES)
+    for place in range(RESAMPLES):
+        by_seed = matrix[rng.integers(0, seeds, seeds)].mean(0)
+        means[place] = by_seed[rng.integers(0, count, count)].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def against(a: Values, b: Values) -> dict[str, float]:
+    """Mean difference a - b over the same units, its 95 % bootstrap interval and the paired t-test's p-value."""
+    rng = np.random.default_rng(seed_of("evaluate", "paired"))
+    difference = a - b
+    means = [difference[rng.integers(0, len(difference), len(difference))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    p = float(ttest_rel(a, b).pvalue) if difference.any() else 1.0
+    return {"delta": float(difference.mean()), "low": float(low), "high": float(high), "p": p}
+
+
+def verdict(
+    contenders: list[Contender], rows: list[dict[str, Any]], paired: list[dict[str, Any]], headline: str
+) -> str:
+    """Whether the first found model beats the best rival, in one sentence."""
+    value = {row["model"]: row["value"] for row in rows if row["metric"] == headline}
+    first = contenders[0]
+    baselines = [contender.label for contender in contenders if contender.role == "baseline"]
+    if not baselines:
+        return f"{first.label} reaches {headline} {value[first.label]:.4f}; there was no rival to compare it with."
+    best = max(baselines, key=lambda label: value[label])
+    pair = next(one for one in paired if one["a"] == first.label and one["b"] == best)
+    told = f"{headline} {value[first.label]:.4f} against {value[best]:.4f} of {best}, difference {pair['delta']:+.4f}"
+    told += f" [{pair['low']:+.4f}, {pair['high']:+.4f}], p = {pair['p']:.2g}"
+    if pair["low"] > 0:
+        return f"{first.label} beats the best rival: {told}."
+    if pair["high"] < 0:
+        return f"{first.label} did not beat the best rival here but fell behind it: {told}."
+    return f"{first.label} did not beat the best rival here: {told}."

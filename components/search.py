@@ -1,0 +1,238 @@
+"""Searches by Ray Tune: a trial is one whole search (strategy, budget, seed) with its own pool of resident evaluators.
+
+Evaluators memory-map the node's one copy of the supernet. A strategy asks for a batch, the pool scores it grouped by shared
+prefixes, the strategy is told; each batch is one file `search/<trial>/generation-*.parquet`. A killed search retells its
+files and goes on; scores hang on nothing but the genotype, so neither timing nor the number of evaluators matters.
+"""
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray import tune
+
+from components.run import Folder, Run
+from components.workers import News, Teller, open_scorer, settle, watching
+from nascore import plugins
+from nascore.cost import UNITS, Cost
+from nascore.space import Genotype, key, parse
+from nascore.strategies import Strategy, Trial
+
+Score = Callable[[Sequence[Genotype]], list[float | None]]
+SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Search:
+    """One trial: which strategy, under which budget, from which seed."""
+
+    strategy: str
+    budget: str
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """The name of its folder."""
+        plain = "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in f"{self.strategy}-{self.budget}")
+        return f"{plain}-seed{self.seed}"
+
+
+def main(run: Run) -> None:
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    searches = [Search(s, b, seed) for b in run.budgets for s in run.strategies for seed in run.seeds]
+    if len({search.id for search in searches}) < len(searches):
+        raise ValueError(f"a strategy, budget or seed is named twice: {', '.join(search.id for search in searches)}")
+    for budget in run.budgets:
+        run.members(budget).sample(Random(budget))
+    with run.stage("search", resumes=True) as folder, watching("search") as board:
+        left = [search for search in searches if not (folder / search.id).done]
+        if left:
+            _tune(run, left, board)
+        write_results(run, folder, searches)
+
+
+def _tune(run: Run, searches: Sequence[Search], board: Any) -> None:
+    """Run the searches as one Tune experiment on node-local scratch; the run folder is their only state."""
+    cores = int(ray.cluster_resources().get("CPU", 1)) // run.workers.cpus
+    pool = run.workers.evaluators or max(1, cores // len(searches))
+    if pool > cores:
+        raise ValueError(f"--workers.evaluators {pool} of {run.workers.cpus} CPUs each do not fit the cluster's {cores} cores")
+    bundle = {"CPU": run.workers.cpus - SHARE, **({"GPU": run.workers.gpus} if run.workers.gpus else {})}
+    table = _Table.remote()  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory(prefix="nascore-tune-") as scratch:
+        results = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(_trial, root=run.root, pool=pool, table=table, board=board),
+                tune.PlacementGroupFactory([{"CPU": SHARE * pool}, *[bundle] * pool]),
+            ),
+            param_space={"number": tune.grid_search(list(range(len(searches)))), "searches": searches},
+            tune_config=tune.TuneConfig(metric="best", mode="max"),
+            run_config=tune.RunConfig(name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0),
+        ).fit()
+        for error in results.errors:
+            raise error
+
+
+def _trial(config: dict[str, Any], root: str, pool: int, table: Any, board: Any) -> None:
+    run, search = Run.load(root), config["searches"][config["number"]]
+    settle(run)
+    actor = _Evaluator.options(  # type: ignore[attr-defined]
+        num_cpus=run.workers.cpus - SHARE, num_gpus=run.workers.gpus, max_restarts=-1, max_task_retries=-1
+    )
+    evaluators = [actor.remote(root) for _ in range(pool)]
+    best = continue_search(run, search, pooled(evaluators, table), Teller(board, search.id))
+    tune.report({"best": best})
+
+
+def continue_search(run: Run, search: Search, score: Score, tell: Any = lambda news: None) -> float:
+    """Run one search to its end from what its folder holds; the best score."""
+    folder, method = run.folder / "search" / search.id, run.method
+    space, price = run.members(search.budget), method.price(run.schema)
+    strategy: Strategy = plugins.build("strategies", search.strategy, space, search.seed, run.first)
+    for name in folder.names("generation-*.parquet"):
+        retell(strategy, folder.read_table(name), name)
+    while len(strategy.told) < method.candidates:
+        tell(_news(strategy, method.candidates))
+        asked = strategy.ask()[: method.candidates - len(strategy.told)]
+        if not asked:
+            break
+        started = time.monotonic()
+        scores = score([method.canonical(genotype) for genotype in asked])
+        seconds = (time.monotonic() - started) / len(asked)
+        trials = [Trial(g, s, price(g, "")) for g, s in zip(asked, scores, strict=True)]
+        table = _table(run, strategy, trials, seconds)
+        folder.write_table(f"generation-{strategy.tellings:05d}.parquet", table)
+        strategy.tell(trials)
+    best = strategy.best(1)
+    if not best:
+        raise FloatingPointError(f"search {search.id}: none of {len(strategy.told)} genotypes has a finite score")
+    tell(_news(strategy, len(strategy.told)))
+    folder.write_json("done.json", {"scored": len(strategy.told)})
+    return best[0].score or 0.0
+
+
+def _news(strategy: Strategy, total: int) -> News:
+    best = strategy.best(1)
+    return News(len(strategy.told), total, "genotypes", best[0].score if best else None)
+
+
+def retell(strategy: Strategy, table: pa.Table, name: str) -> None:
+    """Tell a strategy one of its recorded batches; raises if it would not have asked for it."""
+    rows = table.to_pylist()
+    recorded = [parse(row["genotype"]) for row in rows]
+    asked = strategy.ask()[: len(recorded)]
+    if [key(genotype) for genotype in asked] != [key(genotype) for genotype in recorded]:
+        raise ValueError(f"{name} was written by another version of this search; remove its folder to search anew")
+    strategy.tell([Trial(g, row["score"], Cost(**{unit: row[unit] for unit in UNITS})) for g, row in zip(recorded, rows, strict=True)])
+
+
+def _table(run: Run, strategy: Strategy, trials: Sequence[Trial], seconds: float) -> pa.Table:
+    """One row a genotype."""
+    digest = run.schema.split_digest
+    return pa.Table.from_pylist(
+        [
+            {
+                "generation": strategy.tellings,
+                "number": len(strategy.told) + place,
+                "model_id": run.method.model_id(trial.genotype, digest),
+                "genotype": key(trial.genotype),
+                "parents": json.dumps([key(parent) for parent in strategy.parents.get(key(trial.genotype), ())]),
+                "score": trial.score,
+                **{unit: float(getattr(trial.cost, unit)) for unit in UNITS},
+                "feasible": trial.genotype in strategy.space,
+                "seconds": seconds,
+            }
+            for place, trial in enumerate(trials)
+        ]
+    )
+
+
+def pooled(evaluators: Sequence[Any], table: Any) -> Score:
+    """Scores by a pool: what another search has scored is looked up; the rest is shared out by the first half of the
+    decisions, so that an evaluator meets again what it has computed before.
+    """
+
+    def score(genotypes: Sequence[Genotype]) -> list[float | None]:
+        texts = [key(genotype) for genotype in genotypes]
+        known: dict[str, float | None] = ray.get(table.get.remote(texts))
+        shares: list[list[str]] = [[] for _ in evaluators]
+        for text, genotype in dict(zip(texts, genotypes, strict=True)).items():
+            if text not in known:
+                shares[seed_of([*genotype.items()][: len(genotype) // 2]) % len(shares)].append(text)
+        scored = ray.get([e.score.remote(share) for e, share in zip(evaluators, shares, strict=True)])
+        fresh = {t: v for share, values in zip(shares, scored, strict=True) for t, v in zip(share, values, strict=True)}
+        table.put.remote(fresh)
+        return [{**known, **fresh}[text] for text in texts]
+
+    return score
+
+
+@ray.remote(num_cpus=0)
+class _Table:
+    """Scores of all searches over one supernet, by genotype."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, float | None] = {}
+
+    def get(self, texts: list[str]) -> dict[str, float | None]:
+        return {text: self.scores[text] for text in texts if text in self.scores}
+
+    def put(self, scores: dict[str, float | None]) -> None:
+        self.scores.update(scores)
+
+
+@ray.remote
+class _Evaluator:
+    """One resident scorer over the node's copy of the supernet."""
+
+    def __init__(self, root: str) -> None:
+        run = Run.load(root)
+        self.score_all = open_scorer(run, run.workers.cache * run.workers.cpus // (os.cpu_count() or 1))
+
+    def score(self, texts: list[str]) -> list[float | None]:
+        scores = self.score_all([parse(text) for text in texts])
+        return [score if math.isfinite(score) else None for score in scores]
+
+
+def write_results(run: Run, folder: Folder, searches: Sequence[Search]) -> None:
+    """`trials.parquet`, all that was scored; `candidates.json`, the best of each strategy and budget; `front.json`."""
+    tables = []
+    for search in searches:
+        for name in (folder / search.id).names("generation-*.parquet"):
+            table = (folder / search.id).read_table(name)
+            for title, value in (("seed", search.seed), ("budget", search.budget), ("strategy", search.strategy), ("trial", search.id)):
+                table = table.add_column(0, title, pa.array([value] * len(table)))
+            tables.append(table)
+    trials = pa.concat_tables(tables)
+    rows = [row for row in trials.to_pylist() if row["score"] is not None]
+    rows.sort(key=lambda row: (-row["score"], row["macs"], row["genotype"]))
+    candidates = []
+    for budget in run.budgets:
+        for strategy in run.strategies:
+            own = [row for row in rows if row["budget"] == budget and row["strategy"] == strategy]
+            candidates += list({row["model_id"]: row for row in own}.values())[: run.keep]
+    folder.write_table("trials.parquet", trials)
+    folder.write_json("candidates.json", [_candidate(row) for row in candidates])
+    folder.write_json("front.json", [_candidate(row) for row in front(rows)])
+
+
+def front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no other beats in score at as few MACs, cheapest first; `rows` best first."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        if not kept or row["macs"] < kept[-1]["macs"]:
+            kept.append(row)
+    return kept[::-1]
+
+
+def _candidate(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("model_id", "score", *UNITS, "budget", "strategy")
+    return {name: row[name] for name in names} | {"genotype": json.loads(row["genotype"])}

@@ -1,0 +1,89 @@
+"""The supernet's weights, by Ray Train on any number of workers: all take the same path at a step and share its batch.
+
+A checkpoint is a folder `step-*` of safetensors with `done.json` last. Whoever is killed, a worker or the driver, the
+training goes on from the newest whole one to the same weights.
+"""
+
+import os
+import tempfile
+import time
+from typing import Any
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from components.run import Folder, Run
+from components.workers import News, Teller, settle, watching
+from nascore.training import Fit
+
+TOLD_EVERY = 50
+RESTARTS = 3
+
+
+def main(run: Run) -> None:
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    with run.stage("supernet", resumes=True) as folder, watching("supernet") as board:
+        plan = run.method.train
+        if plan.batch % run.workers.train:
+            raise ValueError(f"batch {plan.batch} cannot be shared equally by --workers.train {run.workers.train}")
+        with tempfile.TemporaryDirectory(prefix="nascore-train-") as scratch:
+            trainer = TorchTrainer(
+                _worker,
+                train_loop_config={"root": run.root, "board": board},
+                scaling_config=ScalingConfig(
+                    num_workers=run.workers.train,
+                    use_gpu=bool(run.workers.gpus),
+                    resources_per_worker={"CPU": run.workers.cpus, **({"GPU": run.workers.gpus} if run.workers.gpus else {})},
+                ),
+                run_config=RunConfig(
+                    name=f"supernet-{time.time_ns()}",
+                    storage_path=scratch,
+                    failure_config=FailureConfig(max_failures=RESTARTS),
+                ),
+            )
+            trainer.fit()
+        folder.write_text("curve.json", run.checkpoint().read_text("curve.json"))
+
+
+def _worker(config: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    run = Run.load(config["root"])
+    continue_training(run, context.get_world_rank(), context.get_world_size(), Teller(config["board"], "training"))
+
+
+def continue_training(run: Run, rank: int = 0, world: int = 1, tell: Any = lambda news: None) -> None:
+    """Train to the end of the plan as one rank, from the newest whole checkpoint on."""
+    device, folder = settle(run), run.folder / "supernet"
+    method, schema, seed = run.method, run.schema, run.seeds[0]
+    rows = run.rows("train", run.workers.data, rank, world, device)
+    supernet, task = method.supernet(schema, method.space(schema), seed).to(device), method.task(schema).to(device)
+    fit, plan, curve = Fit(supernet, task, rows, method.train, seed), method.train, list[dict[str, float]]()
+    before, started = 0.0, time.monotonic()
+    if folder.names("step-*/done.json"):
+        last = run.checkpoint()
+        fit.restore({**last.read_tensors("weights.safetensors"), **last.read_tensors("optimizer.safetensors")})
+        curve = last.read_json("curve.json")
+        before = curve[-1]["seconds"] if curve else 0.0
+    while fit.step < plan.steps:
+        upto = min(plan.steps, (fit.step // run.workers.checkpoint + 1) * run.workers.checkpoint)
+        loss = fit.advance(min(TOLD_EVERY, upto - fit.step))
+        curve.append({"step": fit.step, "loss": loss, "seconds": round(before + time.monotonic() - started, 3)})
+        if rank == 0:
+            tell(News(fit.step, plan.steps, "steps", loss, "loss"))
+            if fit.step == upto:
+                save(folder, fit, curve)
+
+
+def save(folder: Folder, fit: Fit, curve: list[dict[str, float]]) -> None:
+    """Write a whole checkpoint, then drop all but it and the one before."""
+    target = folder / f"step-{fit.step:09d}"
+    state = fit.state()
+    weights = fit.weights()
+    target.write_tensors("weights.safetensors", weights)
+    target.write_tensors("optimizer.safetensors", {name: value for name, value in state.items() if name not in weights})
+    target.write_json("curve.json", curve)
+    target.write_json("done.json", {"step": fit.step})
+    for old in folder.names("step-*/done.json")[:-2]:
+        (folder / old.rpartition("/")[0]).clear()
+

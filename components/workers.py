@@ -1,0 +1,257 @@
+"""Where the stages meet Ray: the connection, live progress, node-local weights, and models trained alone as Ray tasks."""
+
+import hashlib
+import os
+import secrets
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file
+
+from components.run import Folder, Run
+from nascore.methods import Method, Scorer, from_json
+from nascore.rows import seed_of
+from nascore.space import Genotype, parse
+from nascore.training import Fit, train
+
+RUNNING_CLUSTER = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+LINE_EVERY = 30.0
+TELL_EVERY = 0.5
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names or that `ray start --head` left running here, or start a local one.
+
+    A local one takes every core, opens no dashboard and accepts only this process's own token.
+    """
+    if ray.is_initialized():
+        return
+    if not os.environ.get("RAY_ADDRESS") and not RUNNING_CLUSTER.exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
+    else:
+        ray.init(log_to_driver=False)
+
+
+def settle(run: Run) -> str:
+    """Bound this worker process's threads and give its device: "cuda" where the run grants GPUs, else "cpu"."""
+    torch.set_num_threads(run.workers.cpus)
+    torch.set_flush_denormal(True)
+    return "cuda" if run.workers.gpus else "cpu"
+
+
+@dataclass(frozen=True)
+class News:
+    """How far one piece of work is: `done` of `total` units, the best value so far."""
+
+    done: int
+    total: int
+    unit: str
+    best: float | None = None
+    label: str = "best"
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Holds the last news of each piece of work."""
+
+    def __init__(self) -> None:
+        self.news: dict[str, News] = {}
+
+    def tell(self, key: str, news: News) -> None:
+        self.news[key] = news
+
+    def read(self) -> dict[str, News]:
+        return self.news
+
+
+class Teller:
+    """What a worker tells its progress to; at most two messages a second, but always the last one."""
+
+    def __init__(self, board: Any, key: str) -> None:
+        self.board, self.key, self.told = board, key, 0.0
+
+    def __call__(self, news: News) -> None:
+        if news.done >= news.total or time.monotonic() - self.told >= TELL_EVERY:
+            self.told = time.monotonic()
+            self.board.tell.remote(self.key, news)
+
+
+@contextmanager
+def watching(stage: str) -> Iterator[Any]:
+    """A board to tell progress to, shown live on a terminal and as a plain line every 30 s elsewhere."""
+    connect()
+    board, over = _Board.remote(), threading.Event()  # type: ignore[attr-defined]
+    show = _live if sys.stdout.isatty() else _lines
+    thread = threading.Thread(target=show, args=(stage, board, over), daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        over.set()
+        thread.join()
+
+
+def _live(stage: str, board: Any, over: threading.Event) -> None:
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(30),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[best]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console()) as progress:
+        bars: dict[str, Any] = {}
+        while True:
+            last = over.wait(TELL_EVERY)
+            for key, news in ray.get(board.read.remote()).items():
+                if key not in bars:
+                    bars[key] = progress.add_task(f"{stage} {key}", total=news.total, unit="", rate="", best="")
+                bar = progress.tasks[bars[key]]
+                rate = f"{bar.speed:,.1f}/s" if bar.speed else ""
+                progress.update(
+                    bars[key], completed=news.done, total=news.total, unit=news.unit, rate=rate, best=_best(news)
+                )
+            if last:
+                return
+
+
+def _lines(stage: str, board: Any, over: threading.Event) -> None:
+    begun: dict[str, tuple[float, int]] = {}
+    while not over.wait(LINE_EVERY):
+        for key, news in ray.get(board.read.remote()).items():
+            since, first = begun.setdefault(key, (time.monotonic() - LINE_EVERY, 0))
+            rate = (news.done - first) / (time.monotonic() - since)
+            left = f"{(news.total - news.done) / rate:,.0f} s left" if rate and news.done < news.total else ""
+            line = (f"{stage} {key}", f"{news.done:,}/{news.total:,} {news.unit}", f"{rate:,.1f}/s", _best(news), left)
+            print("  " + "  ".join(filter(None, line)), flush=True)
+
+
+def _best(news: News) -> str:
+    return "" if news.best is None else f"{news.label} {news.best:.4f}"
+
+
+def staged(folder: Folder, name: str) -> str:
+    """A path on this node's disk to a finished file of a run, fetched once a node; to be memory-mapped by many."""
+    if "file" in folder.fs.protocol:
+        return f"{folder.path}/{name}"
+    known = hashlib.sha256(f"{folder.url}/{name}/{folder.fs.info(f'{folder.path}/{name}')}".encode()).hexdigest()
+    local = Path(tempfile.gettempdir()) / "nascore-staged" / known
+    if not local.exists():
+        local.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=local.parent, delete=False) as partial:
+            folder.fs.get_file(f"{folder.path}/{name}", partial.name)
+        os.replace(partial.name, local)
+    return str(local)
+
+
+def open_scorer(run: Run, cache_bytes: int) -> Scorer:
+    """The scorer of the run's supernet, whose weights are the node's memory-mapped file: shared, and never written to."""
+    device = settle(run)
+    method, schema = run.method, run.schema
+    weights = load_file(staged(run.checkpoint(), "weights.safetensors"), device)
+    with torch.device("meta"):
+        supernet, task = method.supernet(schema, method.space(schema), 0), method.task(schema)
+    for part, module in (("supernet.", supernet), ("task.", task)):
+        own = {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
+        module.load_state_dict(own, assign=True)
+        module.eval().requires_grad_(False)
+    return method.scorer(
+        supernet.net, task, run.rows("train", device=device), run.rows("valid", device=device), cache_bytes
+    )
+
+
+# Models trained alone
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to train alone into a folder of the run: a member of a method's space, from one seed."""
+
+    folder: str
+    method: Mapping[str, Any]
+    genotype: Mapping[str, Sequence[str]]
+    seed: int
+
+    @staticmethod
+    def of(folder: str, method: Method, genotype: Genotype, seed: int) -> "Job":
+        return Job(folder, method.to_json(), {name: list(chosen) for name, chosen in genotype.items()}, seed)
+
+
+def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, Any]:
+    """Train a job's model from where it was left; `result.json` says how it went, `weights.safetensors` is the model."""
+    folder = run.folder / job.folder
+    if folder.done:
+        known: dict[str, Any] = folder.read_json("result.json")
+        return known
+    started, device = time.monotonic(), settle(run)
+    method, schema = from_json(job.method), run.schema
+    genotype = method.canonical(parse(job.genotype))
+    (once,) = method.retrain[-1:]
+    rows = run.rows(once.on, run.workers.data, device=device)
+    valid = run.rows("valid", device=device)
+    supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed_of(job.seed, "alone")).to(device)
+    task = method.task(schema).to(device)
+    fit = Fit(supernet, task, rows, once.plan, seed_of(job.seed, "alone"))
+    saved = folder.read_tensors("checkpoint.safetensors") if folder.exists("checkpoint.safetensors") else None
+    outcome = train(
+        fit,
+        lambda model: method.stop.measure(model, task, valid),
+        lambda state: folder.write_tensors("checkpoint.safetensors", state),
+        saved,
+        lambda epoch, value: tell(News(epoch, once.plan.epochs, "epochs", value)),
+    )
+    folder.write_tensors("weights.safetensors", outcome.weights)
+    result = {
+        "model_id": method.model_id(genotype, schema.split_digest),
+        "name": method.name,
+        "seed": job.seed,
+        "value": outcome.value,
+        "best_epoch": outcome.best_epoch,
+        "steps": outcome.steps,
+        "curve": outcome.curve,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    folder.write_json("result.json", result)
+    folder.write_json("done.json", {"seconds": result["seconds"]})
+    if folder.exists("checkpoint.safetensors"):
+        folder.fs.rm(f"{folder.path}/checkpoint.safetensors")
+    tell(News(once.plan.epochs, once.plan.epochs, "epochs", outcome.value))
+    return result
+
+
+@ray.remote(max_retries=3)
+def _train_alone(root: str, job: Job, board: Any) -> dict[str, Any]:
+    return train_alone(Run.load(root), job, Teller(board, job.folder))
+
+
+def train_all(run: Run, stage: str, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Train every job on the cluster, as many at a time as there are cores or GPUs; results in the order of jobs."""
+    with watching(stage) as board:
+        overall, done = Teller(board, "models"), 0
+        task = _train_alone.options(num_cpus=run.workers.cpus, num_gpus=run.workers.gpus)
+        waiting = [task.remote(run.root, job, board) for job in jobs]
+        results = dict[Any, dict[str, Any]]()
+        pending = list(waiting)
+        while pending:
+            ready, pending = ray.wait(pending, num_returns=1)
+            results[ready[0]] = ray.get(ready[0])
+            done += 1
+            overall(News(done, len(jobs), "models", max(result["value"] for result in results.values())))
+        return [results[reference] for reference in waiting]
+
+

@@ -1,0 +1,63 @@
+"""AutoTower: search a two-tower retrieval model under a budget, retrain the best, test them against tuned rivals."""
+
+from components.run import STAGES, Diagnosis, Run, Workers
+from nascore import plugins
+from nascore.datasets import OnBadRow
+from nascore.methods.autotower import AutoTower
+
+
+def autotower(
+    *,
+    root: str,
+    dataset: str,
+    raw: str = "",
+    protocol: str = "user_temporal",
+    on_bad_row: OnBadRow = "error",
+    method: AutoTower = AutoTower(),  # noqa: B008
+    rivals: tuple[str, ...] = ("googlednn:size=L", "googlednn:size=M", "googlednn:size=H", "popularity"),
+    strategies: tuple[str, ...] = ("evolution",),
+    budgets: tuple[str, ...] = ("M",),
+    keep: int = 3,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    diagnosis: Diagnosis = Diagnosis(),  # noqa: B008
+    workers: Workers = Workers(),  # noqa: B008
+    stages: tuple[str, ...] = STAGES,
+) -> Run:
+    """Search, retrain and test two-tower models; the same command continues what was interrupted.
+
+    Args:
+        root: The run's folder, on any fsspec URL.
+        dataset: A reader of nascore/datasets: movielens, parquet, planted, …
+        raw: The folder of the raw files, on any fsspec URL.
+        protocol: How rows are split and ranked: user_temporal, global_temporal or authors.
+        on_bad_row: What to do with malformed rows: error, or skip and count.
+        method: The search space, its supernet and its training.
+        rivals: Methods to compare with, such as googlednn:size=M; they are trained exactly as ours.
+        strategies: Search strategies, such as evolution:population=50,mutation=0.1 and random.
+        budgets: Limits to search under: L, M, H, or text such as macs=3e5,user/params=1e5.
+        keep: Candidates of each strategy and budget to retrain.
+        seeds: Seeds of the searches and of all retrainings; the first also trains the supernet.
+        diagnosis: How the supernet's ranking is tested; genotypes below 3 leave it out.
+        workers: What the stages may use of the cluster.
+        stages: The stages to run, in order.
+    """
+    shared = {"training": method.training} if rivals else {}
+    others = []
+    for rival in rivals:
+        settings = shared if "training" in getattr(plugins.load("methods", rival.partition(":")[0]), "__annotations__", {}) else {}
+        others.append(plugins.build("methods", rival, **settings))
+    return Run(
+        root=root,
+        dataset=dataset,
+        raw=raw,
+        protocol=protocol,
+        on_bad_row=on_bad_row,
+        methods=(method, *others),
+        strategies=strategies,
+        budgets=budgets,
+        keep=keep,
+        seeds=seeds,
+        diagnosis=diagnosis,
+        workers=workers,
+        stages=stages,
+    )

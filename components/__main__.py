@@ -25,8 +25,9 @@ def main(arguments: list[str]) -> int:
 
             check(arguments[1:])
             return 0
-        from components.run import Run
+        from components.run import Run, environment
 
+        environment()
         run = Run.load(arguments[1])
         if (run.folder / arguments[0]).done:
             print(f"{arguments[0]}: done before")

@@ -6,6 +6,8 @@ without it continues or starts anew. Files are written under a temporary name an
 
 import json
 import os
+import secrets
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +31,38 @@ from nascore.rows import Data, Mode
 from nascore.schema import Schema
 from nascore.space import Genotype, Space, parse
 
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_worker_niceness": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
 STAGES = ("prepare", "supernet", "search", "diagnose", "retrain", "evaluate", "report")
+
+
+def environment() -> None:
+    """Set, before Ray is imported, what this process and its workers run under; what is set already stays.
+
+    A cluster that we start ourselves accepts only a token of this process.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not running_cluster() and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def running_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster, or one that `ray start --head` started answers on this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    try:
+        host, _, port = Path(tempfile.gettempdir(), "ray", "ray_current_cluster").read_text().strip().rpartition(":")
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class Folder:

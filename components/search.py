@@ -23,6 +23,7 @@ from components.run import Folder, Run
 from components.workers import News, Teller, open_scorer, settle, watching
 from nascore import plugins
 from nascore.cost import UNITS, Cost
+from nascore.rows import seed_of
 from nascore.space import Genotype, key, parse
 from nascore.strategies import Strategy, Trial
 
@@ -46,7 +47,6 @@ class Search:
 
 
 def main(run: Run) -> None:
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     searches = [Search(s, b, seed) for b in run.budgets for s in run.strategies for seed in run.seeds]
     if len({search.id for search in searches}) < len(searches):
         raise ValueError(f"a strategy, budget or seed is named twice: {', '.join(search.id for search in searches)}")

@@ -4,7 +4,6 @@ A checkpoint is a folder `step-*` of safetensors with `done.json` last. Whoever 
 training goes on from the newest whole one to the same weights.
 """
 
-import os
 import tempfile
 import time
 from typing import Any
@@ -22,7 +21,6 @@ RESTARTS = 3
 
 
 def main(run: Run) -> None:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     with run.stage("supernet", resumes=True) as folder, watching("supernet") as board:
         plan = run.method.train
         if plan.batch % run.workers.train:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import secrets
 import sys
 import tempfile
 import threading
@@ -19,31 +18,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 
-from components.run import Folder, Run
+from components.run import Folder, Run, running_cluster
 from nascore.methods import Method, Scorer, from_json
 from nascore.rows import seed_of
 from nascore.space import Genotype, parse
 from nascore.training import Fit, train
 
-RUNNING_CLUSTER = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
 LINE_EVERY = 30.0
 TELL_EVERY = 0.5
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names or that `ray start --head` left running here, or start a local one.
-
-    A local one takes every core, opens no dashboard and accepts only this process's own token.
-    """
+    """Join the cluster that `components.run.environment` found, or start a local one that takes every core."""
     if ray.is_initialized():
         return
-    if not os.environ.get("RAY_ADDRESS") and not RUNNING_CLUSTER.exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
-    else:
+    if running_cluster():
         ray.init(log_to_driver=False)
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
 
 
 def settle(run: Run) -> str:

@@ -46,7 +46,7 @@ def parse(name: str, arguments: list[str]) -> "Run":
     chosen = _preset(arguments)
     if chosen in method.presets:
         parser.set_defaults(_flat("method", method.presets[chosen]))
-    known = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
+    known = parser.instantiate(parser.parse_args(arguments)).as_dict()
     run: Run = function(**{name: value for name, value in known.items() if name not in ("config", "preset")})
     return run
 
@@ -75,6 +75,7 @@ def _flat(prefix: str, settings: Any) -> dict[str, Any]:
 
 def execute(run: "Run") -> int:
     """Take a run through its stages; finished ones are skipped, so the same command continues or does nothing."""
+    import_module("components.run").environment()
     try:
         run.raw_data().layout()
         run.save()

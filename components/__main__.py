@@ -1,4 +1,4 @@
-"""`python -m components <stage> <run-url>` runs one stage of a run; `python -m components check …` looks at raw data."""
+"""`python -m components <stage> <run-url>` runs one stage of a run; `python -m components check` looks at raw data."""
 
 import sys
 from importlib import import_module
@@ -15,7 +15,9 @@ PLUMBING = ("run", "workers", "pictures", "check")
 def main(arguments: list[str]) -> int:
     """The exit code: 0 when done, 1 when it failed, 2 for a wrong command line."""
     folder = Path(__file__).parent
-    stages = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_") and file.stem not in PLUMBING)
+    stages = sorted(
+        file.stem for file in folder.glob("*.py") if not file.stem.startswith("_") and file.stem not in PLUMBING
+    )
     if len(arguments) < 2 or arguments[0] not in (*stages, "check"):
         print(USAGE.format(stages=", ".join(stages)))
         return 0 if arguments in (["-h"], ["--help"]) else 2

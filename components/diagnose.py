@@ -1,8 +1,8 @@
 """Does the supernet's ranking deserve trust? Kendall's tau between inherited and stand-alone quality, and its ceiling.
 
-Genotypes drawn uniformly from the first budget are scored by the supernet and trained alone from several seeds; the ceiling
-is the tau between two seeds' own trainings, which no ranking can be expected to exceed. Intervals are bootstrapped over
-genotypes. Everything is measured on the validation split.
+Genotypes drawn uniformly from the first budget are scored by the supernet and trained alone from several seeds; the
+ceiling is the tau between two seeds' own trainings, which no ranking can be expected to exceed. Intervals are
+bootstrapped over genotypes. Everything is measured on the validation split.
 """
 
 from itertools import combinations
@@ -23,12 +23,15 @@ Values = NDArray[np.float64]
 
 
 def main(run: Run) -> None:
+    """Write `diagnose.json`."""
     with run.stage("diagnose", resumes=True) as folder:
         wanted, fitness = run.diagnosis, run.method.fitness.kind
         about = {"metric": run.method.stop.kind, "fitness": fitness, "budget": run.budgets[0]}
         if wanted.genotypes < 3:
             nothing = {"n": 0, "kendall": None, "low": None, "high": None, "ceiling": None, "points": []}
-            folder.write_json("diagnose.json", {**about, **nothing, "verdict": "The supernet's ranking was not tested."})
+            folder.write_json(
+                "diagnose.json", {**about, **nothing, "verdict": "The supernet's ranking was not tested."}
+            )
             return
         drawn = draw(run, wanted.genotypes)
         scores = open_scorer(run, run.workers.cache)(drawn)
@@ -62,7 +65,7 @@ def draw(run: Run, count: int) -> list[Genotype]:
 
 
 def judged(scores: Values, alone: Values) -> dict[str, Any]:
-    """Tau of scores (n,) against mean stand-alone quality (n, seeds), its interval, its ceiling, and what to think of it."""
+    """Tau of scores (n,) against mean stand-alone quality (n, seeds), its interval and ceiling, and a verdict."""
     tau = correlation(scores, alone.mean(1))
     rng = np.random.default_rng(seed_of("diagnose", "bootstrap"))
     resampled = []
@@ -90,5 +93,7 @@ def _verdict(tau: float, low: float, ceiling: float | None) -> str:
     if ceiling is None:
         return f"{told} With one seed there is no ceiling to compare it with."
     if ceiling < 0.4:
-        return f"{told} Two seeds of the same models agree by tau {ceiling:.2f} only: the space hardly matters on this data."
-    return f"{told} That is {tau / ceiling:.0%} of the ceiling {ceiling:.2f}, the agreement of two seeds' own trainings."
+        return f"{told} Two seeds of the same models agree by tau {ceiling:.2f} only: the space hardly matters here."
+    return (
+        f"{told} That is {tau / ceiling:.0%} of the ceiling {ceiling:.2f}, the agreement of two seeds' own trainings."
+    )

@@ -1,4 +1,4 @@
-"""The only reader of the test split: the found models and their rivals, once each, with intervals and paired comparisons.
+"""The only reader of the test split: found models and rivals, once each, with intervals and paired comparisons.
 
 Of the candidates of a budget and strategy the one with the best mean validation value is the found model. Intervals
 resample users and seeds together; a paired comparison resamples users, whose values are means over seeds, and gives the
@@ -40,6 +40,7 @@ class Contender:
 
 
 def main(run: Run) -> None:
+    """Write `units.parquet` and `report.json`."""
     with run.stage("evaluate") as folder:
         contenders = [*found(run), *rivals(run)]
         test = run.rows("test")
@@ -64,6 +65,7 @@ def found(run: Run) -> list[Contender]:
 
 
 def rivals(run: Run) -> list[Contender]:
+    """The hand-made methods of the run."""
     contenders = []
     for method in run.methods[1:]:
         (member,) = method.space(run.schema).members()
@@ -82,7 +84,11 @@ def measure(run: Run, contender: Contender, seed: int, test: Data) -> Scores:
     method, schema = contender.method, run.schema
     supernet = method.supernet(schema, method.space(schema).narrow(contender.genotype), seed)
     task = method.task(schema)
-    load(supernet, task, (run.folder / f"retrain/{contender.model_id}/part=0/seed={seed}").read_tensors("weights.safetensors"))
+    load(
+        supernet,
+        task,
+        (run.folder / f"retrain/{contender.model_id}/part=0/seed={seed}").read_tensors("weights.safetensors"),
+    )
     supernet.eval()
     task.eval()
     return task.evaluate(supernet.net.only(), test)

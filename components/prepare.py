@@ -1,8 +1,9 @@
 """Raw data to parquet by split: ids, splits, histories and entity tables, in memory bounded by users and items.
 
-Two passes. The first reads the raw log once, gives ids and spills packed rows by ranges of users to local disk. The second
-takes one range after the other, splits its users' rows, writes their histories, and spills the rows again into random
-buckets, so that the row groups of a split are exchangeable: reading them one after the other is reading in random order.
+Two passes. The first reads the raw log once, gives ids and spills packed rows by ranges of users to local disk. The
+second takes one range after the other, splits its users' rows, writes their histories, and spills the rows again into
+random buckets, so that the row groups of a split are exchangeable: reading them one after the other is reading in
+random order.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ Records = NDArray[Any]
 
 
 def main(run: Run) -> None:
+    """Write rows by split, histories, entity tables, statistics and `schema.json`."""
     with run.stage("prepare") as folder, tempfile.TemporaryDirectory(prefix="nascore-prepare-") as scratch:
         dataset = run.raw_data()
         if run.protocol not in dataset.protocols:
@@ -39,7 +41,9 @@ def main(run: Run) -> None:
         log = Log(dataset, Path(scratch))
         log.read()
         schema, statistics = write(log, protocol, run.protocol, folder)
-        folder.write_json("statistics.json", {**statistics, "bad_rows": dict(dataset.bad), "not_positive": log.negatives})
+        folder.write_json(
+            "statistics.json", {**statistics, "bad_rows": dict(dataset.bad), "not_positive": log.negatives}
+        )
         folder.write_text("schema.json", schema.to_json())
 
 
@@ -140,7 +144,9 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
                     records[chosen & (bucket == target)].tofile(spill)
     empty = [title for title, count in zip(SPLITS, counts, strict=True) if not count]
     if empty:
-        raise DataError(f"{log.rows} rows under protocol {name} leave {' and '.join(empty)} empty; take another --protocol")
+        raise DataError(
+            f"{log.rows} rows under protocol {name} leave {' and '.join(empty)} empty; take another --protocol"
+        )
     for title in SPLITS:
         _write_rows(log, title, buckets, folder)
     columns, digests = _write_entities(log, folder)
@@ -174,7 +180,9 @@ def _count_before(records: Records, split: NDArray[np.int8], protocol: Protocol)
     user, timestamp = records["user"], records["timestamp"]
     fresh_user = np.diff(user, prepend=-1) != 0
     fresh_time = fresh_user | (np.diff(timestamp, prepend=0) != 0)
-    run_start = np.maximum.accumulate(np.where(fresh_time if protocol.strictly_earlier else True, np.arange(len(user)), 0))
+    run_start = np.maximum.accumulate(
+        np.where(fresh_time if protocol.strictly_earlier else True, np.arange(len(user)), 0)
+    )
     user_start = np.maximum.accumulate(np.where(fresh_user, np.arange(len(user)), 0))
     for which, title in enumerate(SPLITS):
         sources = [SPLITS.index(source) for source in protocol.history_from[title]]

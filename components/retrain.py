@@ -6,6 +6,7 @@ from nascore.space import parse
 
 
 def main(run: Run) -> None:
+    """Train every model from every seed into `<model_id>/part=0/seed=<n>`."""
     with run.stage("retrain", resumes=True) as folder:
         models = [(run.method, parse(one["genotype"])) for one in (run.folder / "search").read_json("candidates.json")]
         for rival in run.methods[1:]:

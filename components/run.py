@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import fsspec
@@ -37,6 +38,7 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 STAGES = ("prepare", "supernet", "search", "diagnose", "retrain", "evaluate", "report")
@@ -146,10 +148,14 @@ class Folder:
 class Workers:
     """What the stages may use of the cluster.
 
-    train: data-parallel workers of the supernet, sharing each batch. evaluators: scoring actors of each search; 0 shares
-    the cores among the searches. cpus, gpus: of each training or scoring worker. data: whether training rows stay resident
-    or are streamed. checkpoint: steps between two checkpoints of the supernet. cache: bytes in which the scorers of one
-    node may keep what candidates share.
+    Args:
+        train: Data-parallel workers of the supernet, sharing each batch.
+        evaluators: Scoring actors of each search; 0 shares the cores among the searches.
+        cpus: CPUs of each training or scoring worker.
+        gpus: GPUs of each training or scoring worker.
+        data: Whether training rows stay resident or are streamed.
+        checkpoint: Steps between two checkpoints of the supernet.
+        cache: Bytes in which the scorers of one node may keep what candidates share.
     """
 
     train: int = 1
@@ -163,7 +169,12 @@ class Workers:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """How the supernet's ranking is tested: genotypes drawn from the budget and trained alone, with this many seeds."""
+    """How the supernet's ranking is tested; below 3 genotypes it is not.
+
+    Args:
+        genotypes: Drawn uniformly from the first budget and trained alone.
+        seeds: Trainings of each; two or more tell how far seeds agree among themselves.
+    """
 
     genotypes: int = 40
     seeds: int = 2
@@ -216,7 +227,9 @@ class Run:
         """The newest whole checkpoint of the supernet."""
         whole = (self.folder / "supernet").names("step-*/done.json")
         if not whole:
-            raise FileNotFoundError(f"{self.root} holds no supernet; make it with: python -m components supernet {self.root}")
+            raise FileNotFoundError(
+                f"{self.root} holds no supernet; make it with: python -m components supernet {self.root}"
+            )
         return self.folder / "supernet" / whole[-1].rpartition("/")[0]
 
     def members(self, budget: str) -> Space:
@@ -224,6 +237,11 @@ class Run:
         limits = self.method.limits(budget)
         space = self.method.space(self.schema)
         return space.within(Budget(limits, self.method.price(self.schema))) if limits else space
+
+    def check_budgets(self) -> None:
+        """Raise `Infeasible`, with the cheapest cost seen, if a budget leaves nothing to search."""
+        for budget in self.budgets:
+            self.members(budget).sample(Random(budget))
 
     @contextmanager
     def stage(self, name: str, resumes: bool = False) -> Iterator[Folder]:
@@ -242,17 +260,23 @@ class Run:
         mine = json.loads(json.dumps(self.to_json()))
         if self.folder.exists("run.json"):
             theirs = self.folder.read_json("run.json")
-            differs = [name for name in mine if name not in ("workers", "stages", "root") and mine[name] != theirs.get(name)]
+            differs = [
+                name for name in mine if name not in ("workers", "stages", "root") and mine[name] != theirs.get(name)
+            ]
             if differs:
                 told = "; ".join(f"{name}: {theirs.get(name)} there, {mine[name]} here" for name in differs)
-                raise ValueError(f"{self.root} holds another run ({told}). Choose another --root, or remove that folder")
+                raise ValueError(
+                    f"{self.root} holds another run ({told}). Choose another --root, or remove that folder"
+                )
         self.folder.write_json("run.json", mine)
 
     @staticmethod
     def load(root: str) -> "Run":
         """The run that stands in a folder."""
         if not Folder(root).exists("run.json"):
-            raise FileNotFoundError(f"{root} holds no run.json; start one with: python -m pipelines <method> --root {root} …")
+            raise FileNotFoundError(
+                f"{root} holds no run.json; start one with: python -m pipelines <method> --root {root} …"
+            )
         known = Folder(root).read_json("run.json")
         listed = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return Run(

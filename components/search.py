@@ -1,18 +1,19 @@
 """Searches by Ray Tune: a trial is one whole search (strategy, budget, seed) with its own pool of resident evaluators.
 
-Evaluators memory-map the node's one copy of the supernet. A strategy asks for a batch, the pool scores it grouped by shared
-prefixes, the strategy is told; each batch is one file `search/<trial>/generation-*.parquet`. A killed search retells its
-files and goes on; scores hang on nothing but the genotype, so neither timing nor the number of evaluators matters.
+Evaluators memory-map the node's one copy of the supernet. A strategy asks for a batch, the pool scores it grouped by
+shared prefixes, the strategy is told; each batch is one file `search/<trial>/generation-*.parquet`. A killed search
+retells its files and goes on; scores hang on nothing but the genotype, so neither timing nor the number of evaluators
+matters.
 """
 
 import json
+import logging
 import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -42,16 +43,18 @@ class Search:
     @property
     def id(self) -> str:
         """The name of its folder."""
-        plain = "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in f"{self.strategy}-{self.budget}")
+        plain = "".join(
+            letter if letter.isalnum() or letter in "-._" else "_" for letter in f"{self.strategy}-{self.budget}"
+        )
         return f"{plain}-seed{self.seed}"
 
 
 def main(run: Run) -> None:
+    """Run all searches that are not done, then write `trials.parquet`, `candidates.json` and `front.json`."""
     searches = [Search(s, b, seed) for b in run.budgets for s in run.strategies for seed in run.seeds]
     if len({search.id for search in searches}) < len(searches):
         raise ValueError(f"a strategy, budget or seed is named twice: {', '.join(search.id for search in searches)}")
-    for budget in run.budgets:
-        run.members(budget).sample(Random(budget))
+    run.check_budgets()
     with run.stage("search", resumes=True) as folder, watching("search") as board:
         left = [search for search in searches if not (folder / search.id).done]
         if left:
@@ -64,8 +67,11 @@ def _tune(run: Run, searches: Sequence[Search], board: Any) -> None:
     cores = int(ray.cluster_resources().get("CPU", 1)) // run.workers.cpus
     pool = run.workers.evaluators or max(1, cores // len(searches))
     if pool > cores:
-        raise ValueError(f"--workers.evaluators {pool} of {run.workers.cpus} CPUs each do not fit the cluster's {cores} cores")
+        raise ValueError(
+            f"--workers.evaluators {pool} of {run.workers.cpus} CPUs each do not fit the cluster's {cores} cores"
+        )
     bundle = {"CPU": run.workers.cpus - SHARE, **({"GPU": run.workers.gpus} if run.workers.gpus else {})}
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     table = _Table.remote()  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory(prefix="nascore-tune-") as scratch:
         results = tune.Tuner(
@@ -131,7 +137,12 @@ def retell(strategy: Strategy, table: pa.Table, name: str) -> None:
     asked = strategy.ask()[: len(recorded)]
     if [key(genotype) for genotype in asked] != [key(genotype) for genotype in recorded]:
         raise ValueError(f"{name} was written by another version of this search; remove its folder to search anew")
-    strategy.tell([Trial(g, row["score"], Cost(**{unit: row[unit] for unit in UNITS})) for g, row in zip(recorded, rows, strict=True)])
+    strategy.tell(
+        [
+            Trial(g, row["score"], Cost(**{unit: row[unit] for unit in UNITS}))
+            for g, row in zip(recorded, rows, strict=True)
+        ]
+    )
 
 
 def _table(run: Run, strategy: Strategy, trials: Sequence[Trial], seconds: float) -> pa.Table:
@@ -208,7 +219,12 @@ def write_results(run: Run, folder: Folder, searches: Sequence[Search]) -> None:
     for search in searches:
         for name in (folder / search.id).names("generation-*.parquet"):
             table = (folder / search.id).read_table(name)
-            for title, value in (("seed", search.seed), ("budget", search.budget), ("strategy", search.strategy), ("trial", search.id)):
+            for title, value in (
+                ("seed", search.seed),
+                ("budget", search.budget),
+                ("strategy", search.strategy),
+                ("trial", search.id),
+            ):
                 table = table.add_column(0, title, pa.array([value] * len(table)))
             tables.append(table)
     trials = pa.concat_tables(tables)

@@ -21,6 +21,8 @@ RESTARTS = 3
 
 
 def main(run: Run) -> None:
+    """Train to the end of the plan."""
+    run.check_budgets()
     with run.stage("supernet", resumes=True) as folder, watching("supernet") as board:
         plan = run.method.train
         if plan.batch % run.workers.train:
@@ -32,7 +34,10 @@ def main(run: Run) -> None:
                 scaling_config=ScalingConfig(
                     num_workers=run.workers.train,
                     use_gpu=bool(run.workers.gpus),
-                    resources_per_worker={"CPU": run.workers.cpus, **({"GPU": run.workers.gpus} if run.workers.gpus else {})},
+                    resources_per_worker={
+                        "CPU": run.workers.cpus,
+                        **({"GPU": run.workers.gpus} if run.workers.gpus else {}),
+                    },
                 ),
                 run_config=RunConfig(
                     name=f"supernet-{time.time_ns()}",
@@ -84,4 +89,3 @@ def save(folder: Folder, fit: Fit, curve: list[dict[str, float]]) -> None:
     target.write_json("done.json", {"step": fit.step})
     for old in folder.names("step-*/done.json")[:-2]:
         (folder / old.rpartition("/")[0]).clear()
-

@@ -1,6 +1,7 @@
-"""Where the stages meet Ray: the connection, live progress, node-local weights, and models trained alone as Ray tasks."""
+"""Where the stages meet Ray: the connection, live progress, weights on a node, and models trained alone as tasks."""
 
 import hashlib
+import logging
 import os
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 import ray
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 
 from components.run import Folder, Run, running_cluster
@@ -33,9 +34,15 @@ def connect() -> None:
     if ray.is_initialized():
         return
     if running_cluster():
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=256 << 20,
+        )
 
 
 def settle(run: Run) -> str:
@@ -47,13 +54,14 @@ def settle(run: Run) -> str:
 
 @dataclass(frozen=True)
 class News:
-    """How far one piece of work is: `done` of `total` units, the best value so far."""
+    """How far one piece of work is: `done` of `total` units, the best value so far; lasting news stay when done."""
 
     done: int
     total: int
     unit: str
     best: float | None = None
     label: str = "best"
+    lasting: bool = True
 
 
 @ray.remote(num_cpus=0)
@@ -100,37 +108,40 @@ def watching(stage: str) -> Iterator[Any]:
 def _live(stage: str, board: Any, over: threading.Event) -> None:
     columns = (
         TextColumn("  {task.description}"),
-        BarColumn(30),
+        BarColumn(24),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[best]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console()) as progress:
-        bars: dict[str, Any] = {}
+        bars: dict[str, TaskID] = {}
         while True:
             last = over.wait(TELL_EVERY)
             for key, news in ray.get(board.read.remote()).items():
                 if key not in bars:
-                    bars[key] = progress.add_task(f"{stage} {key}", total=news.total, unit="", rate="", best="")
-                bar = progress.tasks[bars[key]]
+                    bars[key] = progress.add_task(f"{stage} {key}", unit=news.unit, rate="", best="")
+                bar = progress.tasks[progress.task_ids.index(bars[key])]
                 rate = f"{bar.speed:,.1f}/s" if bar.speed else ""
-                progress.update(
-                    bars[key], completed=news.done, total=news.total, unit=news.unit, rate=rate, best=_best(news)
-                )
+                progress.update(bar.id, completed=news.done, total=news.total, rate=rate, best=_best(news))
+                progress.update(bar.id, visible=news.lasting or news.done < news.total)
             if last:
                 return
 
 
 def _lines(stage: str, board: Any, over: threading.Event) -> None:
+    started = time.monotonic()
     begun: dict[str, tuple[float, int]] = {}
     while not over.wait(LINE_EVERY):
         for key, news in ray.get(board.read.remote()).items():
-            since, first = begun.setdefault(key, (time.monotonic() - LINE_EVERY, 0))
+            if news.done == news.total and not news.lasting:
+                continue
+            since, first = begun.setdefault(key, (started, 0))
             rate = (news.done - first) / (time.monotonic() - since)
             left = f"{(news.total - news.done) / rate:,.0f} s left" if rate and news.done < news.total else ""
             line = (f"{stage} {key}", f"{news.done:,}/{news.total:,} {news.unit}", f"{rate:,.1f}/s", _best(news), left)
             print("  " + "  ".join(filter(None, line)), flush=True)
+            begun[key] = time.monotonic(), news.done
 
 
 def _best(news: News) -> str:
@@ -152,7 +163,7 @@ def staged(folder: Folder, name: str) -> str:
 
 
 def open_scorer(run: Run, cache_bytes: int) -> Scorer:
-    """The scorer of the run's supernet, whose weights are the node's memory-mapped file: shared, and never written to."""
+    """The scorer of the run's supernet, whose weights are the node's memory-mapped file: shared, never written to."""
     device = settle(run)
     method, schema = run.method, run.schema
     weights = load_file(staged(run.checkpoint(), "weights.safetensors"), device)
@@ -185,7 +196,7 @@ class Job:
 
 
 def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, Any]:
-    """Train a job's model from where it was left; `result.json` says how it went, `weights.safetensors` is the model."""
+    """Train a job's model from where it was left, into `weights.safetensors`; `result.json` says how it went."""
     folder = run.folder / job.folder
     if folder.done:
         known: dict[str, Any] = folder.read_json("result.json")
@@ -205,7 +216,7 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
         lambda model: method.stop.measure(model, task, valid),
         lambda state: folder.write_tensors("checkpoint.safetensors", state),
         saved,
-        lambda epoch, value: tell(News(epoch, once.plan.epochs, "epochs", value)),
+        lambda epoch, value: tell(News(epoch, once.plan.epochs, "epochs", value, lasting=False)),
     )
     folder.write_tensors("weights.safetensors", outcome.weights)
     result = {
@@ -222,13 +233,13 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
     folder.write_json("done.json", {"seconds": result["seconds"]})
     if folder.exists("checkpoint.safetensors"):
         folder.fs.rm(f"{folder.path}/checkpoint.safetensors")
-    tell(News(once.plan.epochs, once.plan.epochs, "epochs", outcome.value))
+    tell(News(once.plan.epochs, once.plan.epochs, "epochs", outcome.value, lasting=False))
     return result
 
 
 @ray.remote(max_retries=3)
 def _train_alone(root: str, job: Job, board: Any) -> dict[str, Any]:
-    return train_alone(Run.load(root), job, Teller(board, job.folder))
+    return train_alone(Run.load(root), job, Teller(board, f"{job.method['name']} {job.folder.partition('/')[2]}"))
 
 
 def train_all(run: Run, stage: str, jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -245,5 +256,3 @@ def train_all(run: Run, stage: str, jobs: Sequence[Job]) -> list[dict[str, Any]]
             done += 1
             overall(News(done, len(jobs), "models", max(result["value"] for result in results.values())))
         return [results[reference] for reference in waiting]
-
-

@@ -31,7 +31,7 @@ def total(x: Tensor) -> Tensor:
 
 
 def joined(x_B: Tensor) -> Tensor:
-    """The ranks' equally long tensors, one after the other in rank order; the gradient of a rank's part returns to it."""
+    """The ranks' equally long tensors in rank order; the gradient of a rank's part returns to it."""
     if size() == 1:
         return x_B
     return torch.cat(collective.all_gather(x_B.contiguous()))

@@ -53,7 +53,12 @@ class Choose(nn.Module):
 
     def __init__(self, options: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.options = nn.ModuleDict(options)
+        self.names = tuple(options)
+        self.options = nn.ModuleDict({_path(name): option for name, option in options.items()})
+
+    def option(self, name: str) -> nn.Module:
+        """The module of a name."""
+        return self.options[_path(name)]
 
     def forward(self, weights: Weights, *xs: Tensor) -> Tensor:
         if isinstance(weights, Tensor):
@@ -70,13 +75,19 @@ class Choose(nn.Module):
 
     def cost(self, weights: Weights) -> Cost:
         """Σ w·price: exact for a path, expected for a relaxation (over the batch, if the weights differ by example)."""
+        each: Sequence[float | Tensor] = weights if isinstance(weights, tuple) else ()
         if isinstance(weights, Tensor):
-            weights = tuple(weights.reshape(-1, len(self.options)).mean(0).unbind())  # type: ignore[assignment]
+            each = weights.reshape(-1, len(self.options)).mean(0).unbind()
         total = Cost()
-        for w, price in zip(weights, self.prices, strict=True):
+        for w, price in zip(each, self.prices, strict=True):
             if isinstance(w, Tensor) or w:
                 total += price if isinstance(w, float) and w == 1.0 else price * w
         return total
+
+
+def _path(name: str) -> str:
+    """A name as a part of a parameter's name, where "." separates parts."""
+    return name.replace(".", "_")
 
 
 class Net(nn.Module, ABC):
@@ -126,11 +137,15 @@ class Net(nn.Module, ABC):
     def inherit(self, source: "Net") -> "Net":
         """Take every weight and buffer from a net over a wider space, by name; raises if one has no source."""
         known, live = source.state_dict(), self.live()
-        elastic = {name: module for name, module in self.named_modules() if isinstance(module, Elastic) and name in live}
+        elastic = {
+            name: module for name, module in self.named_modules() if isinstance(module, Elastic) and name in live
+        }
         sliced = {f"{name}.{axis}" for name, module in elastic.items() for axis in module.axes}
         wanted = self.state_dict()
         missing = [
-            name for name, value in wanted.items() if name not in sliced and getattr(known.get(name), "shape", None) != value.shape
+            name
+            for name, value in wanted.items()
+            if name not in sliced and getattr(known.get(name), "shape", None) != value.shape
         ]
         if missing:
             raise ValueError(f"the wider net has no weights of the right shape for: {', '.join(missing)}")

@@ -1,9 +1,9 @@
-"""Scoring candidates whose towers are separable chains of blocks: equal to the plain scorer, sharing all that can be shared.
+"""Scoring candidates whose towers are chains of blocks: equal to the plain scorer, sharing what candidates share.
 
-Weights are frozen, so an output depends only on what was chosen up to it. Inputs are computed once for each distinct (user,
-length of history) and each distinct item, a block once for each distinct prefix of choices, a tower once, and a candidate
-is two towers and the loss or ranking of their vectors. Where the distinct users and items of the validation batches are few,
-the in-batch softmax of all batches is one matrix of exponentials summed with each batch's item counts.
+Weights are frozen, so an output depends only on what was chosen up to it. Inputs are computed once for each distinct
+(user, length of history) and each distinct item, a block once for each distinct prefix of choices, a tower once, and a
+candidate is two towers and the loss or ranking of their vectors. Where the distinct users and items of the validation
+batches are few, the in-batch softmax of all batches is one matrix of exponentials summed with each batch's item counts.
 """
 
 from collections import OrderedDict
@@ -69,9 +69,11 @@ class Cache:
 
 
 class _Side:
-    """The distinct inputs of one tower: those it is calibrated on, with their multiplicities, then those it is judged on."""
+    """The distinct inputs of one tower: those it is calibrated on, with multiplicities, then those it is judged on."""
 
-    def __init__(self, chain: Chain, cache: Cache, calibrated: tuple[Data, Tensor, Tensor] | None, judged: Data) -> None:
+    def __init__(
+        self, chain: Chain, cache: Cache, calibrated: tuple[Data, Tensor, Tensor] | None, judged: Data
+    ) -> None:
         self.chain, self.cache, self.judged = chain, cache, judged
         self.stems: dict[str, Tensor] = {}
         self.calibrated, self.count_C = None, torch.zeros(0)
@@ -85,7 +87,9 @@ class _Side:
 
     def vectors(self, path: Prefix, side: str) -> Tensor:
         """The tower's unit vectors on the judged inputs."""
-        return self.cache.get((side, "tower", *path), lambda: functional.normalize(self._outputs(path, side)[-1], dim=1))
+        return self.cache.get(
+            (side, "tower", *path), lambda: functional.normalize(self._outputs(path, side)[-1], dim=1)
+        )
 
     def _outputs(self, path: Prefix, side: str) -> list[Tensor]:
         if len(path) == 1:
@@ -99,14 +103,17 @@ class _Side:
     def _stem(self, choice: str) -> Tensor:
         if choice not in self.stems:
             parts = []
-            for data, first, second in (*((self.calibrated,) if self.calibrated else ()), (self.judged, self.first, self.second)):
+            for data, first, second in (
+                *((self.calibrated,) if self.calibrated else ()),
+                (self.judged, self.first, self.second),
+            ):
                 pairs = zip(first.split(CHUNK), second.split(CHUNK), strict=True)
                 parts += [self.chain.stem(data, some, more, choice) for some, more in pairs]
             self.stems[choice] = torch.cat(parts)
         return self.stems[choice]
 
     def _block(self, path: Prefix, before: list[Tensor]) -> Tensor:
-        row = self.chain.blocks[len(path) - 2].options[path[-1]]
+        row = self.chain.blocks[len(path) - 2].option(path[-1])
         assert isinstance(row, Row)
         calibrated = len(self.count_C)
         if calibrated and not any(isinstance(module, BatchNorm) for module in row):
@@ -159,7 +166,9 @@ class PrefixScorer:
         self.compact = len(user) * len(item) <= sum(size * size for size in self.sizes)
         if self.compact:
             counts = torch.zeros(len(item), len(batches), device=item.device)
-            self.counts_JN = counts.index_put((self.item_of, batch_of), torch.ones(len(batch_of), device=item.device), True)
+            self.counts_JN = counts.index_put(
+                (self.item_of, batch_of), torch.ones(len(batch_of), device=item.device), True
+            )
 
     @torch.inference_mode()
     def __call__(self, genotypes: Sequence[Genotype]) -> list[float]:
@@ -173,7 +182,9 @@ class PrefixScorer:
         if self.ranks:
             means = self.task.rank(lambda part: user_UO[part], item_JO, self.valid).means()
             if self.fitness.kind not in means:
-                raise ValueError(f"fitness {self.fitness.kind!r} is neither objective nor loss@1 nor one of {', '.join(means)}")
+                raise ValueError(
+                    f"fitness {self.fitness.kind!r} is neither objective nor loss@1 nor one of {', '.join(means)}"
+                )
             return means[self.fitness.kind]
         plain = self.fitness.kind == "loss@1"
         loss_R = self._compact(user_UO, item_JO, plain) if self.compact else self._batched(user_UO, item_JO, plain)
@@ -195,7 +206,5 @@ class PrefixScorer:
 
 def distinct(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The distinct pairs (first, second), for each pair given where it went, and how often each occurs."""
-    pairs, where, count = torch.unique(
-        torch.stack([first, second], 1), dim=0, return_inverse=True, return_counts=True
-    )
+    pairs, where, count = torch.unique(torch.stack([first, second], 1), dim=0, return_inverse=True, return_counts=True)
     return pairs[:, 0].contiguous(), pairs[:, 1].contiguous(), where, count

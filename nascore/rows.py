@@ -1,9 +1,10 @@
 """Prepared parquet to batches: the rows of a split, the tables of users and items, histories and seen items.
 
-A row is packed into int32 words (a float is a view of the same bits), so a batch is gathered by one `index_select`; what
-belongs to a user or an item, histories included, is looked up by key and never copied into a row. Resident mode keeps all
-on the training device. Streaming mode reads a window of row groups at a time and keeps histories in a memory-mapped file,
-so memory does not grow with the rows. What a batch holds hangs on (seed, step) alone: a step is the whole position.
+A row is packed into int32 words (a float is a view of the same bits), so a batch is gathered by one `index_select`;
+what belongs to a user or an item, histories included, is looked up by key and never copied into a row. Resident mode
+keeps all on the training device. Streaming mode reads a window of row groups at a time and keeps histories in a
+memory-mapped file, so memory does not grow with the rows. What a batch holds hangs on (seed, step) alone: a step is
+the whole position.
 """
 
 import hashlib
@@ -77,7 +78,14 @@ class Data:
     ) -> None:
         self.fs, self.folder = fsspec.core.url_to_fs(url)
         self.schema = Schema.from_json(self.fs.cat_file(f"{self.folder}/schema.json").decode())
-        self.split, self.device, self.mode, self.rank, self.world, self.window = split, device, mode, rank, world, window
+        self.split, self.device, self.mode, self.rank, self.world, self.window = (
+            split,
+            device,
+            mode,
+            rank,
+            world,
+            window,
+        )
         self.home = device if mode == "resident" else "cpu"
         self.names = (*KEYS, *(column.name for column in self.schema.of("row")))
         self.groups: list[tuple[str, int, int]] = []
@@ -139,7 +147,7 @@ class Data:
             yield self.batch(order[first : first + share])
 
     def _streamed(self, share: int, steps: int, done: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """Batches across shuffled windows of shuffled row groups; what does not fill a batch waits for the next window."""
+        """Batches over shuffled windows of shuffled row groups; what fills no batch waits for the next window."""
         mine = range(self.rank, len(self.groups), self.world)
         windows: list[list[int]] = [[]]
         for place in permutation(len(mine), "groups", seed, epoch).tolist():

@@ -111,9 +111,7 @@ class Space:
 
     def sample(self, rng: Random) -> Genotype:
         """A member drawn uniformly: every decision by itself, redrawn together until the constraints are kept."""
-        return self._first_allowed(
-            lambda: {name: decision.sample(rng) for name, decision in self.decisions.items()}
-        )
+        return self._first_allowed(lambda: {name: decision.sample(rng) for name, decision in self.decisions.items()})
 
     def mutate(self, genotype: Genotype, rng: Random, *, chance: float = 0.0, times: int = 0) -> Genotype:
         """A member near `genotype`: each decision is redrawn with probability `chance`, or `times` of them change."""

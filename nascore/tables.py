@@ -1,7 +1,8 @@
-"""Raw values to ids: vocabularies that grow as they read, quantile bins, and one row of features for each user or item."""
+"""Raw values to ids: vocabularies that grow as they read, quantile bins, one row of features for each user or item."""
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,23 +29,27 @@ class Vocabulary:
         array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         coded = array.dictionary_encode()
         known = self.ids
-        fresh = (lambda value: known.setdefault(value, len(known) + 1)) if grow else (lambda value: known.get(value, 0))
-        ids = np.array([0, *(0 if value is None else fresh(value) for value in coded.dictionary.to_pylist())], np.int32)
-        place = pc.fill_null(pc.add(coded.indices.cast(pa.int32()), 1), 0)
-        return ids[np.asarray(place)]
+        values_seen = [value for value in coded.dictionary.to_pylist() if value is not None]
+        if grow:
+            for value in values_seen:
+                known.setdefault(value, len(known) + 1)
+        ids = np.array([0, *(known.get(value, 0) for value in coded.dictionary.to_pylist())], np.int32)
+        place = np.asarray(pc.fill_null(pc.add(coded.indices.cast(pa.int32()), 1), 0))
+        ids_B: Ids = ids[place]
+        return ids_B
 
     def digest(self) -> str:
         return hashlib.sha256(repr(list(self.ids)).encode()).hexdigest()
 
 
 class Entities:
-    """The features of one side, gathered from its own tables or from the log, where the earliest row of a key counts."""
+    """The features of one side, from its own tables or from the log, where the earliest row of a key counts."""
 
     def __init__(self, side: Side, key: str, keys: Vocabulary, features: Iterable[Feature]) -> None:
         self.side, self.key, self.keys = side, key, keys
         self.features = [feature for feature in features if feature.side == side]
         self.own = [feature for feature in self.features if feature.name != key]
-        self.values: dict[str, dict[int, object]] = {feature.name: {} for feature in self.own}
+        self.values: dict[str, dict[int, Any]] = {feature.name: {} for feature in self.own}
         self.since: dict[int, int] = {}
 
     def add_table(self, table: pa.Table) -> None:

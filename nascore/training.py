@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +22,16 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """How weights are trained: Adam on batches of `batch` rows, for `steps`, or for at most `epochs`.
+    """How weights are trained by Adam: for `steps`, or for at most `epochs`.
 
-    patience: epochs without a better validation value after which training ends; the best epoch's weights are kept.
-    weight_decay acts on weights of two or more dimensions. clip: largest norm of the joined gradient; 0 for none.
+    Args:
+        batch: Rows of a batch of all workers together.
+        steps: Steps of a weight-sharing training.
+        epochs: The most epochs of a model's own training.
+        patience: Epochs without a better validation value after which it ends; 0 for never. The best epoch is kept.
+        learning_rate: Adam's.
+        weight_decay: Acts on weights of two or more dimensions.
+        clip: Largest norm of the joined gradient; 0 for none.
     """
 
     batch: int
@@ -38,21 +44,20 @@ class Plan:
 
 
 class Fit:
-    """One training: a supernet, its task, its optimiser and how far they have come; `state` can be saved at any step."""
+    """One training: a supernet, its task, its optimiser and how far they are; `state` can be saved at any step."""
 
     def __init__(self, supernet: Supernet, task: Task, data: Data, plan: Plan, seed: int) -> None:
         self.supernet, self.task, self.data, self.plan, self.seed = supernet, task, data, plan, seed
         self.step = 0
         self.batches: Iterator[Batch] | None = None
         named = dict(supernet.net.named_parameters())
-        self.names = {parameter: name for name, parameter in named.items()}
-        decayed = [parameter for parameter in named.values() if parameter.dim() >= 2]
-        others = [parameter for parameter in named.values() if parameter.dim() < 2]
-        self.optimizer = torch.optim.Adam(
-            [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others}],
-            lr=plan.learning_rate,
-            fused=True,
-        )
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
+        decayed: dict[str, Any] = {
+            "params": [p for p in named.values() if p.dim() >= 2],
+            "weight_decay": plan.weight_decay,
+        }
+        others: dict[str, Any] = {"params": [p for p in named.values() if p.dim() < 2]}
+        self.optimizer = torch.optim.Adam([decayed, others], lr=plan.learning_rate, fused=True)
 
     def advance(self, steps: int) -> float:
         """Train `steps` more steps; the mean loss of the joined batches."""
@@ -71,7 +76,7 @@ class Fit:
         output, _ = self.supernet(batch, self.step)
         loss = self.task.loss(output, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         group.exchange_gradients(self.names)
         if self.plan.clip:
             torch.nn.utils.clip_grad_norm_(self.names, self.plan.clip)
@@ -119,10 +124,13 @@ def load(supernet: Supernet, task: Task, weights: Mapping[str, Tensor]) -> None:
 class Fitness:
     """How a model is judged on the validation split; higher is better.
 
-    kind: "objective", the negated training objective; "loss@1", the negated softmax loss at temperature 1 without
-    correction, as in AutoTower's public code; or a metric of the task, such as "recall@50".
-    rows: validation rows that a loss is measured on, the same for every model, in batches of `batch`.
-    calibration: training rows on which batch-norm moments are measured anew for every candidate; 0 keeps the supernet's.
+    Args:
+        kind: objective, the negated training objective; loss@1, the negated softmax loss at temperature 1 without
+            correction, as in AutoTower's public code; or a metric of the task, such as recall@50.
+        rows: Validation rows that a loss is measured on, the same for every model.
+        batch: Rows of one in-batch softmax.
+        calibration: Training rows on which batch-norm moments are measured anew for every candidate; 0 keeps the
+            supernet's.
     """
 
     kind: str = "objective"
@@ -147,10 +155,14 @@ class Fitness:
             if self.kind not in ("objective", "loss@1"):
                 means = task.evaluate(model, data).means()
                 if self.kind not in means:
-                    raise ValueError(f"fitness {self.kind!r} is neither objective nor loss@1 nor one of {', '.join(means)}")
+                    raise ValueError(
+                        f"fitness {self.kind!r} is neither objective nor loss@1 nor one of {', '.join(means)}"
+                    )
                 return means[self.kind]
             batches = [data.batch(rows) for rows in self.fixed_rows(data)]
-            losses = [float(task.validation_loss(model(batch), batch, plain=self.kind == "loss@1")) for batch in batches]
+            losses = [
+                float(task.validation_loss(model(batch), batch, plain=self.kind == "loss@1")) for batch in batches
+            ]
         return -sum(losses) / len(losses)
 
 
@@ -229,8 +241,8 @@ def train(
 ) -> Outcome:
     """Train a net with one member to the end of its plan, epoch by epoch, from `saved` on if there is one.
 
-    judge: the validation value of a model, higher is better. save: takes the state after each epoch. A plan without steps
-    and epochs has the net solved in closed form.
+    judge: the validation value of a model, higher is better. save: takes the state after each epoch. A plan without
+    steps and epochs has the net solved in closed form.
     """
     net, plan = fit.supernet.net, fit.plan
     if not plan.epochs:

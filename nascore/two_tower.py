@@ -23,8 +23,8 @@ Side = Literal["user", "item"]
 class TwoTower(Net):
     """Embeds both sides by tables of `width`; a history shares the tables of the item columns it is shown by.
 
-    A batch may hold one side only; the output then has only that side. Outputs: {"user": (B, O), "item": (B, O)}, rows of
-    unit length, and the embedded inputs "user/input", "item/input".
+    A batch may hold one side only; the output then has only that side. Outputs: {"user": (B, O), "item": (B, O)},
+    rows of unit length, and the embedded inputs "user/input", "item/input".
     """
 
     def __init__(self, schema: Schema, space: Space, width: int) -> None:
@@ -32,7 +32,9 @@ class TwoTower(Net):
         for column in (*schema.of("user"), *schema.of("item")):
             if column.kind == "number":
                 raise ValueError(f"column {column.name!r} is a number: give it `bins` to make it a category")
-        item_key = () if schema.item in {c.name for c in schema.columns} else (Column(schema.item, "item", size=schema.items),)
+        item_key = (
+            () if schema.item in {c.name for c in schema.columns} else (Column(schema.item, "item", size=schema.items),)
+        )
         shown = tuple(column for column in item_key if column.name in schema.history)
         self.tables = embedding((*schema.of("user"), *schema.of("item"), *shown), width)
         self.width = width
@@ -99,11 +101,20 @@ class TwoTower(Net):
 
 @dataclass(frozen=True)
 class Training:
-    """How every two-tower model is trained, AutoTower's values as defaults (§4.1.5; temperature and rate: public code).
+    """How every two-tower model is trained, with AutoTower's values (§4.1.5; temperature, rate: public code).
 
-    temperature, correct, rate: of the softmax and its log-Q correction, see `Retrieval`. regularizer: weight of the
-    embedded inputs' norms. epochs, patience: of models trained alone. stop: the validation value that ends them and picks
-    the best epoch, a `Fitness` kind; the paper's "validation loss" stops long before recall does.
+    Args:
+        batch: Rows of a batch of all workers together.
+        learning_rate: Adam's.
+        weight_decay: Acts on weights of two or more dimensions.
+        clip: Largest norm of the joined gradient; 0 for none.
+        regularizer: Weight of the norms of a batch's embedded inputs.
+        temperature: Of the in-batch softmax.
+        correct: Whether the softmax is corrected for how often items are sampled.
+        rate: Of the streaming estimate of that frequency.
+        epochs: The most epochs of a model's own training.
+        patience: Epochs without a better validation value after which it ends.
+        stop: That value, a kind of `Fitness`. The paper's validation loss stops long before recall does.
     """
 
     batch: int = 1024
@@ -119,7 +130,9 @@ class Training:
     stop: str = "recall@50"
 
     def task(self, schema: Schema) -> Retrieval:
-        return Retrieval(schema.items, self.batch, self.temperature, self.correct, self.rate, regularizer=self.regularizer)
+        return Retrieval(
+            schema.items, self.batch, self.temperature, self.correct, self.rate, regularizer=self.regularizer
+        )
 
     def supernet(self, steps: int) -> Plan:
         """The plan of a weight-sharing training."""

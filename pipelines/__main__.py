@@ -40,7 +40,9 @@ def parse(name: str, arguments: list[str]) -> "Run":
     parser = ArgumentParser(prog=f"python -m pipelines {name}", description=function.__doc__.split("\n")[0])
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     method = type(function.__kwdefaults__["method"])
-    parser.add_argument("--preset", choices=["paper", *method.presets], default="paper", help="Named settings of --method.")
+    parser.add_argument(
+        "--preset", choices=["paper", *method.presets], default="paper", help="Named settings of --method."
+    )
     parser.add_function_arguments(function, as_group=False)
     arguments = [_underscored(argument) for argument in arguments]
     chosen = _preset(arguments)

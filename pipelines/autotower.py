@@ -44,7 +44,11 @@ def autotower(
     shared = {"training": method.training} if rivals else {}
     others = []
     for rival in rivals:
-        settings = shared if "training" in getattr(plugins.load("methods", rival.partition(":")[0]), "__annotations__", {}) else {}
+        settings = (
+            shared
+            if "training" in getattr(plugins.load("methods", rival.partition(":")[0]), "__annotations__", {})
+            else {}
+        )
         others.append(plugins.build("methods", rival, **settings))
     return Run(
         root=root,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 
 from nascore import plugins, training
-from nascore.cost import Price, parse_limits
+from nascore.cost import Cost, Price, parse_limits
 from nascore.net import Net, Supernet
 from nascore.rows import Data, seed_of
 from nascore.samplers import Sampler
@@ -103,7 +103,11 @@ class Method(metaclass=ABCMeta):
         space = self.space(schema)
         with torch.device("meta"):
             net = self.net(schema, space)
-        return lambda genotype, under="": net.cost(space.mix(genotype), under)
+
+        def price(genotype: Genotype, under: str) -> Cost:
+            return net.cost(space.mix(genotype), under)
+
+        return price
 
     def limits(self, budget: str) -> dict[str, float]:
         """The limits of a budget: one of `budgets` by name, or as text such as "macs=3e5,user/params=1e5"."""
@@ -121,7 +125,7 @@ class Method(metaclass=ABCMeta):
         return Supernet(self.net(schema, space), self.sampler(space, seed))
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
-        """Scores genotypes by the net's weights; one that overrides it must be faster and equal, within `cache_bytes`."""
+        """Scores genotypes by the net's weights; an override must be faster, equal, and keep within `cache_bytes`."""
         return training.scorer(net, task, train, valid, self.fitness)
 
     def model_id(self, genotype: Genotype, split_digest: str) -> str:

@@ -1,8 +1,8 @@
 """AutoTower: architecture search for two-tower retrieval (Zhu et al., 2023).
 
-One decision pools the user's history, one decides each block of the user and the item tower; every block sees the tower's
-input and all blocks before it (§3.2). The supernet is trained one uniform path a step (Algorithm 1) with an in-batch softmax
-(eq. 4-6) and searched under limits on parameters and MACs (Algorithm 2).
+One decision pools the user's history, one decides each block of the user and the item tower; every block sees the
+tower's input and all blocks before it (§3.2). The supernet is trained one uniform path a step (Algorithm 1) with an
+in-batch softmax (eq. 4-6) and searched under limits on parameters and MACs (Algorithm 2).
 
 Where the public code differs from the paper, the preset `authors` follows the code: no ReLU inside an MLP block but one
 after the last block, position tables in the attentive poolings, a penalty on the embeddings' norms, weight decay and
@@ -30,6 +30,7 @@ from nascore.tasks.retrieval import Retrieval
 from nascore.training import Fitness, Plan
 from nascore.two_tower import Inputs, Side, Training, TwoTower
 
+POOL = "user/pool"
 HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
 REDUCTIONS = ("sum", "mean", "product", "max", "min")
 HEADS = (1, 2, 3, 4)
@@ -37,13 +38,23 @@ HEADS = (1, 2, 3, 4)
 
 @dataclass(frozen=True, kw_only=True)
 class AutoTower(Method):
-    """blocks: choice blocks of the user tower, and of the item tower unless `item_blocks` says otherwise.
+    """The paper's space and settings.
 
-    embedding, width, output: sizes of a feature's embedding, of every block's output, and of the towers' vectors.
-    shortcuts: whether a block sees all blocks before it or only the last. hidden_activation: inside MLP blocks.
-    positions: position tables and an output map in the attentive poolings; pool_dropout: on their attention.
-    rectify: whether the last block ends in a ReLU as all others do.
-    steps: of the supernet. candidates: genotypes that a search scores, and fitness, by what.
+    Args:
+        blocks: Choice blocks of the user tower, and of the item tower unless `item_blocks` says otherwise.
+        item_blocks: Choice blocks of the item tower.
+        embedding: Width of a feature's vector.
+        width: Width of every block's output, D_blk.
+        output: Width of the towers' vectors.
+        shortcuts: Whether a block sees all blocks before it or only the last.
+        hidden_activation: Inside MLP blocks: relu or identity.
+        positions: Whether the attentive poolings have position tables and an output map.
+        pool_dropout: On the attention of those poolings.
+        rectify: Whether the last block ends in a ReLU as the others do.
+        steps: Steps of the supernet.
+        candidates: Genotypes that a search scores.
+        fitness: What they are scored by.
+        training: How the supernet and the candidates are trained.
     """
 
     blocks: int = 5
@@ -77,17 +88,18 @@ class AutoTower(Method):
     }
 
     def space(self, schema: Schema) -> Space:
-        decisions = [Decision("user/pool", self._pools())] if schema.history_length else []
+        decisions = [Decision(POOL, self._pools())] if schema.history_length else []
         for side, blocks in (("user", self.blocks), ("item", self._item_blocks)):
             for block in range(blocks):
-                decisions.append(Decision(f"{side}/{block}", self._options(self._inputs(block))))
+                decisions.append(Decision(f"{side}/{block}", self._options(self.inputs(block))))
         return Space(decisions)
 
     @property
     def _item_blocks(self) -> int:
         return self.blocks if self.item_blocks is None else self.item_blocks
 
-    def _inputs(self, block: int) -> int:
+    def inputs(self, block: int) -> int:
+        """How many tensors a block sees."""
         return block + 1 if self.shortcuts else 1
 
     def _options(self, inputs: int) -> tuple[str, ...]:
@@ -126,30 +138,33 @@ class AutoTower(Method):
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         assert isinstance(net, _AutoTowerNet) and isinstance(task, Retrieval)
-        return PrefixScorer(net.chain("user"), net.chain("item"), task, train, valid, self.fitness, cache_bytes)
+        return PrefixScorer(*net.chains(), task, train, valid, self.fitness, cache_bytes)
 
     def paper_meter(self, schema: Schema, genotype: Genotype) -> dict[str, Cost]:
         """Each tower's cost as the paper's tables count it, in MACs: twice their FLOPs (spec §1.5).
 
-        Embedding tables apart; batch norms count 64 of their FLOPs each; of the element-wise reductions only mean and
+        Embedding tables apart; batch norms count 64 MACs each, that of the last block too; of the element-wise reductions only mean and
         product count; the poolings count as in the public code, with position tables and output map.
         """
         event, length = self.embedding * len(schema.history), schema.history_length
-        width_in = {"user": self.embedding * len(schema.of("user")) + event, "item": self.embedding * len(schema.of("item"))}
+        width_in = {
+            "user": self.embedding * len(schema.of("user")) + event,
+            "item": self.embedding * len(schema.of("item")),
+        }
         costs = {side: Cost((width + 1) * 64, 0, width * 64) for side, width in width_in.items()}
-        pooling = 2 * length * event
-        pool = genotype["user/pool"][0].partition(":")[0]
+        square = event * event
+        pool = genotype[POOL][0].partition(":")[0]
         if pool == "pool":
             costs["user"] += Cost(0, 0, length * event)
         elif pool == "self_attentive_pool":
-            costs["user"] += Cost(event * (length + event + 1), 0, length * (event * event + event) + pooling // 2)
+            macs = length * (square + event) + 2 * length * event + length
+            costs["user"] += Cost(event * (length + event + 1), 0, macs)
         else:
-            square = event * event
-            core = 2 * length * length * event
-            costs["user"] += Cost(length * event + 4 * (square + event), 0, 4 * length * square + core + pooling)
+            macs = 4 * length * square + 2 * length * length * event + length * event + length * length
+            costs["user"] += Cost(length * event + 4 * (square + event), 0, macs)
         for name, (option,) in genotype.items():
             side, block = name.split("/")
-            if block != "pool":
+            if name != POOL:
                 costs[side] += _paper_block(option, int(block) + 1)
         return costs
 
@@ -160,89 +175,91 @@ def _paper_block(option: str, n: int) -> Cost:
     value = argument.partition(",")[0]
     if name == "mlp":
         h = int(value)
-        return Cost(64 * n * h + h + 64 * h + 64 + 128, 0, 64 * n * h + 64 * h + 128)
+        return Cost(64 * n * h + h + 64 * h + 64 + 128, 0, 64 * n * h + 64 * h + 64)
     if name == "elementwise":
-        return Cost(4288, 0, 4096 + {"mean": 64, "product": 64 * n}.get(value, 0) + 128)
+        return Cost(4288, 0, 4096 + {"mean": 64, "product": 64 * n}.get(value, 0) + 64)
     heads = int(value)
     return Cost(
-        heads * (1560 + 520) + 512 * n * heads + 64 + 128, 0, heads * (2048 * n + 16 * n * n) + 512 * n * heads + 128
+        heads * (1560 + 520) + 512 * n * heads + 64 + 128, 0, heads * (2048 * n + 16 * n * n) + 512 * n * heads + 64
     )
 
 
 class _Tower(nn.Module):
-    """A stem and blocks, each block choosing one operator over what came before it."""
+    """A stem and blocks, each block choosing one operator over what came before it; `names` are their decisions."""
 
-    def __init__(self, method: AutoTower, inputs: int, options: list[tuple[str, ...]]) -> None:
+    def __init__(self, method: AutoTower, inputs: int, options: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__()
-        self.shortcuts = method.shortcuts
+        self.shortcuts, self.names = method.shortcuts, list(options)
         self.stem = build("linear", D=inputs, O=method.width)
         self.blocks = nn.ModuleList()
-        for block, names in enumerate(options):
+        for block, specs in enumerate(options.values()):
             last = block == len(options) - 1
-            sizes = {"N": block + 1 if method.shortcuts else 1, "D": method.width}
-            sizes["O"] = method.output if last else method.width
-            self.blocks.append(Choose({name: self._option(name, last, method, sizes) for name in names}))
+            sizes = {"N": method.inputs(block), "D": method.width, "O": method.output if last else method.width}
+            ending = self._output if last else self._inner
+            self.blocks.append(Choose({spec: Row(build(spec, **sizes), *ending(method)) for spec in specs}))
 
     @staticmethod
-    def _option(name: str, last: bool, method: AutoTower, sizes: dict[str, int]) -> Row:
-        if last:
-            return Row(build(name, **sizes), *([nn.ReLU()] if method.rectify else []))
-        return Row(build(name, **sizes), build("batch_norm", O=sizes["O"]), nn.ReLU())
+    def _inner(method: AutoTower) -> list[nn.Module]:
+        return [build("batch_norm", O=method.width), nn.ReLU()]
 
-    def forward(self, x_BD: Tensor, weights: list[Any]) -> Tensor:
+    @staticmethod
+    def _output(method: AutoTower) -> list[nn.Module]:
+        return [nn.ReLU()] if method.rectify else []
+
+    def chooses(self) -> list[Choose]:
+        return [block for block in self.blocks if isinstance(block, Choose)]
+
+    def forward(self, x_BD: Tensor, mix: Mix) -> Tensor:
         outputs = [self.stem(x_BD)]
-        for block, weight in zip(self.blocks, weights, strict=True):
-            outputs.append(block(weight, self.inputs(outputs)))
+        for name, block in zip(self.names, self.chooses(), strict=True):
+            outputs.append(block(mix[name], self.inputs(outputs)))
         return outputs[-1]
 
     def inputs(self, outputs: list[Tensor]) -> Tensor:
         """What the next block sees. Shape (B, N, D)."""
         return torch.stack(outputs, 1) if self.shortcuts else outputs[-1][:, None]
 
+    def costs(self, side: str, mix: Mix) -> dict[str, Cost]:
+        blocks = {name: block.cost(mix[name]) for name, block in zip(self.names, self.chooses(), strict=True)}
+        return {f"{side}/stem": self.stem.cost()} | blocks
+
 
 class _AutoTowerNet(TwoTower):
     def __init__(self, method: AutoTower, schema: Schema, space: Space) -> None:
         super().__init__(schema, space, method.embedding)
         options = {name: decision.options for name, decision in space.decisions.items()}
-        pools = options.get("user/pool", ())
         sizes = {"T": schema.history_length, "D": self.history_width}
-        self.pool = Choose({pool: build(pool, **sizes) for pool in pools})
-        inputs = {"user": self.user_width + self.history_width, "item": self.item_width}
-        self.blocks = {
-            side: [name for name in options if name.startswith(f"{side}/") and name != "user/pool"] for side in inputs
-        }
-        self.towers = nn.ModuleDict(
-            {side: _Tower(method, inputs[side], [options[name] for name in self.blocks[side]]) for side in inputs}
-        )
+        self.pool = Choose({pool: build(pool, **sizes) for pool in options.pop(POOL, ())})
+        users = {name: specs for name, specs in options.items() if name.startswith("user/")}
+        items = {name: specs for name, specs in options.items() if name.startswith("item/")}
+        self.user_tower = _Tower(method, self.user_width + self.history_width, users)
+        self.item_tower = _Tower(method, self.item_width, items)
 
     def user_input(self, x: Inputs, mix: Mix) -> Tensor:
         if "history" not in x:
             return x["user"]
-        return torch.cat([x["user"], self.pool(mix["user/pool"], x["history"], x["mask"])], 1)
+        return torch.cat([x["user"], self.pool(mix[POOL], x["history"], x["mask"])], 1)
 
     def tower(self, side: Side, x_BD: Tensor, mix: Mix) -> Tensor:
-        output: Tensor = self.towers[side](x_BD, [mix[name] for name in self.blocks[side]])
+        output: Tensor = (self.user_tower if side == "user" else self.item_tower)(x_BD, mix)
         return output
 
-    def chain(self, side: Side) -> Chain:
-        """One tower, choice by choice."""
-        tower, first = self.towers[side], "user/pool" if side == "user" and "user/pool" in self.space.decisions else ""
+    def chains(self) -> tuple[Chain, Chain]:
+        """The user and the item tower, choice by choice."""
 
-        def stem(data: Data, key: Tensor, before: Tensor, pool: str) -> Tensor:
-            batch = data.user_batch(key, before) if side == "user" else data.item_batch(key)
-            x = self.embed(batch)
-            mix = {"user/pool": tuple(float(pool == option) for option in self.pool.options)}
-            output: Tensor = tower.stem(self.user_input(x, mix) if side == "user" else x["item"])
-            return output
+        def user_stem(data: Data, user: Tensor, before: Tensor, pool: str) -> Tensor:
+            mix = {POOL: tuple(float(pool == option) for option in self.pool.names)}
+            return self.user_tower.stem(self.user_input(self.embed(data.user_batch(user, before)), mix))
 
-        return Chain(self.blocks[side], list(tower.blocks), tower.inputs, stem, first)
+        def item_stem(data: Data, item: Tensor, nothing: Tensor, none: str) -> Tensor:
+            return self.item_tower.stem(self.embed(data.item_batch(item))["item"])
+
+        first, user, item = POOL if POOL in self.space.decisions else "", self.user_tower, self.item_tower
+        return (
+            Chain(user.names, user.chooses(), user.inputs, user_stem, first),
+            Chain(item.names, item.chooses(), item.inputs, item_stem),
+        )
 
     def costs(self, mix: Mix) -> dict[str, Cost]:
-        costs = self.table_costs()
-        if "user/pool" in mix:
-            costs["user/pool"] = self.pool.cost(mix["user/pool"])
-        for side, names in self.blocks.items():
-            tower = self.towers[side]
-            costs[f"{side}/stem"] = tower.stem.cost()
-            costs |= {name: block.cost(mix[name]) for name, block in zip(names, tower.blocks, strict=True)}
-        return costs
+        pool = {POOL: self.pool.cost(mix[POOL])} if POOL in mix else {}
+        return self.table_costs() | pool | self.user_tower.costs("user", mix) | self.item_tower.costs("item", mix)

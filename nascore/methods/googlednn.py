@@ -1,7 +1,7 @@
 """GoogleDNN: two plain multi-layer towers with sampling-bias correction (Yi et al., 2019), in AutoTower's three sizes.
 
-The user tower reads the user's features and the mean of its history, the item tower the item's features; every hidden layer
-is followed by batch normalisation and ReLU (AutoTower, Table 3; sizes equal its Table 4).
+The user tower reads the user's features and the mean of its history, the item tower the item's features; every hidden
+layer is followed by batch normalisation and ReLU (AutoTower, Table 3; sizes equal its Table 4).
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,15 @@ def _layers(widths: tuple[int, ...], output: int) -> Row:
 
 @dataclass(frozen=True, kw_only=True)
 class GoogleDNN(Method):
-    """size: the hidden layers of AutoTower's Table 3. embedding, output: sizes of a feature's and of a tower's vector."""
+    """Two plain towers.
+
+    Args:
+        size: The hidden layers of AutoTower's Table 3.
+        embedding: Width of a feature's vector.
+        output: Width of a tower's vector.
+        fitness: See `Fitness`.
+        training: See `Training`.
+    """
 
     size: Literal["L", "M", "H"] = "M"
     embedding: int = 16

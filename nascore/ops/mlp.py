@@ -13,14 +13,17 @@ class Mlp(Op):
     signature: ClassVar[str] = "BND -> BO"
     examples: ClassVar[tuple[str, ...]] = ("mlp:16", "mlp:64,activation=identity")
 
-    def __init__(self, hidden: int, activation: Literal["relu", "identity"] = "relu", *, N: int, D: int, O: int) -> None:
+    def __init__(
+        self, hidden: int, activation: Literal["relu", "identity"] = "relu", *, N: int, D: int, O: int
+    ) -> None:
         super().__init__()
         self.widen = nn.Linear(N * D, hidden)
         self.activation = {"relu": nn.ReLU(), "identity": nn.Identity()}[activation]
         self.align = nn.Linear(hidden, O)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        return self.align(self.activation(self.widen(x_BND.flatten(1))))
+        aligned_BO: Tensor = self.align(self.activation(self.widen(x_BND.flatten(1))))
+        return aligned_BO
 
     def macs(self) -> int:
         return self.widen.weight.numel() + self.align.weight.numel()

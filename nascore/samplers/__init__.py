@@ -1,7 +1,7 @@
 """Samplers: what runs at a training step, and for those that learn, what they would decide. One a file.
 
-To add one: write `nascore/samplers/<name>.py` with one class that extends `Sampler`. Draws hang on (seed, step); draws that
-differ by instance also on the row's global index. What a sampler learns are parameters of its own.
+To add one: write `nascore/samplers/<name>.py` with one class that extends `Sampler`. Draws hang on (seed, step);
+draws that differ by instance also on the row's global index. What a sampler learns are parameters of its own.
 """
 
 from abc import ABC, abstractmethod

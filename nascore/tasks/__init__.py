@@ -1,7 +1,7 @@
 """Tasks: what a model is trained for and how it is judged. One a file.
 
-To add one: write `nascore/tasks/<name>.py` with one class that extends `Task`. A task is a module: what it learns about the
-data (sampling corrections) is saved and restored with the weights.
+To add one: write `nascore/tasks/<name>.py` with one class that extends `Task`. A task is a module: what it learns
+about the data (sampling corrections) is saved and restored with the weights.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,7 @@
 """Two-tower retrieval: in-batch softmax with temperature and log-Q correction, judged by full ranking.
 
-The loss is AutoTower's eq. 4-6; the sampling correction is the streaming frequency estimate of Yi et al., 2019, with the
-constants of AutoTower's public code.
+The loss is AutoTower's eq. 4-6; the sampling correction is the streaming frequency estimate of Yi et al., 2019, with
+the constants of AutoTower's public code.
 """
 
 from collections.abc import Callable, Mapping
@@ -69,9 +69,7 @@ class Retrieval(Task):
     def validation_loss(self, output: Mapping[str, Tensor], batch: Batch, plain: bool = False) -> Tensor:
         return self.losses(output["user"], output["item"], batch.keys["item"].long(), plain=plain).mean()
 
-    def losses(
-        self, user_BO: Tensor, item_JO: Tensor, item_J: Tensor, first: int = 0, plain: bool = False
-    ) -> Tensor:
+    def losses(self, user_BO: Tensor, item_JO: Tensor, item_J: Tensor, first: int = 0, plain: bool = False) -> Tensor:
         """Cross-entropy of each user, whose own item stands at `first` + its place, against J items. Shape (B,).
 
         plain: at temperature 1 and without correction.
@@ -80,7 +78,7 @@ class Retrieval(Task):
         return functional.cross_entropy(self.logits(user_BO, item_JO, item_J, plain), own_B, reduction="none")
 
     def logits(self, user_BO: Tensor, item_JO: Tensor, item_J: Tensor, plain: bool = False) -> Tensor:
-        """Corrected preferences of every user for J items; eq. 5, where -log p is the log of the average gap. (B, J)."""
+        """Corrected preferences of every user for J items: eq. 5, -log p being the log of the average gap. (B, J)."""
         if plain:
             return user_BO @ item_JO.T
         logits_BJ = user_BO @ item_JO.T / self.temperature
@@ -108,9 +106,9 @@ class Retrieval(Task):
     def rank(self, user_of: Callable[[slice], Tensor], item_IO: Tensor, data: Data) -> Scores:
         """The scores of given item vectors, users encoded block by block, so memory stays bounded.
 
-        user_of: the vectors (b, O) of a slice of `data.ranked_users()`. A user's relevant items are its distinct items in
-        the split that are candidates. Under the protocol `authors` they are all its events there, and NDCG is relative to
-        what was retrieved, as in AutoTower's public code.
+        user_of: the vectors (b, O) of a slice of `data.ranked_users()`. A user's relevant items are its distinct
+        items in the split that are candidates. Under the protocol `authors` they are all its events there, and NDCG
+        is relative to what was retrieved, as in AutoTower's public code.
         """
         users, _ = data.ranked_users()
         authors = data.schema.protocol == "authors"
@@ -159,4 +157,3 @@ def encode_items(model: Model, data: Data, block: int = 8192) -> Tensor:
     """The vectors of all item ids, in order. Shape (items, O)."""
     ids = torch.arange(data.schema.items, dtype=torch.int32, device=data.home).split(block)
     return torch.cat([model(data.item_batch(part))["item"] for part in ids])
-

@@ -1,0 +1,108 @@
+"""`python -m components check`: does raw data hold what it should, and what does it look like? Reads, writes nothing."""
+
+from argparse import ArgumentParser
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from nascore import plugins
+from nascore.datasets import DataError, Dataset, Layout
+from nascore.tables import Vocabulary
+
+
+def main(arguments: list[str]) -> None:
+    """Read the whole log once and print its statistics; raises DataError where the data cannot be used."""
+    parser = ArgumentParser(prog="python -m components check", description=__doc__)
+    parser.add_argument("--dataset", required=True, choices=plugins.names("datasets"))
+    parser.add_argument("--raw", default="", help="the folder of the raw files, on any fsspec URL")
+    parser.add_argument("--on-bad-row", default="error", choices=("error", "skip"))
+    known = parser.parse_args(arguments)
+    dataset: Dataset = plugins.load("datasets", known.dataset)(known.raw, known.on_bad_row)
+    facts, features = survey(dataset)
+    console, table = Console(), Table("column", "of", "kind", "distinct", "missing")
+    for name, value in facts.items():
+        console.print(f"{name:24} {value}", highlight=False)
+    for row in features:
+        table.add_row(*row)
+    console.print(table)
+
+
+def survey(dataset: Dataset) -> tuple[dict[str, str], list[tuple[str, ...]]]:
+    """Facts of the log by name, and one row of facts for each feature."""
+    layout = dataset.layout()
+    users, items = Vocabulary(), Vocabulary()
+    per_user, per_item = Counter[int](), Counter[int]()
+    rows = positive = 0
+    first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+    columns = {feature.name: _Column() for feature in layout.features}
+    for table in dataset.rows():
+        rows += len(table)
+        positive += int((np.asarray(table[layout.label]) > 0).sum()) if layout.label else len(table)
+        per_user.update(users.encode(table[layout.user]).tolist())
+        per_item.update(items.encode(table[layout.item]).tolist())
+        times = np.asarray(table[layout.timestamp])
+        first, last = min(first, int(times.min())), max(last, int(times.max()))
+        _add(columns, table)
+    if not rows:
+        raise DataError(f"{dataset.raw} holds no usable row")
+    for feature in layout.features:
+        if feature.side != "row":
+            for table in dataset.entities(feature.side):
+                _add({feature.name: columns[feature.name]} if feature.name in table.column_names else {}, table)
+    return _facts(dataset, layout, rows, positive, per_user, per_item, first, last), [
+        (f.name, f.side, f"{f.kind}, {f.bins} bins" if f.bins else f.kind, *columns[f.name].told())
+        for f in layout.features
+    ]
+
+
+class _Column:
+    """What was seen of one column."""
+
+    def __init__(self) -> None:
+        self.values, self.rows, self.missing = Vocabulary(), 0, 0
+
+    def add(self, column: Any) -> None:
+        self.rows += len(column)
+        self.missing += column.null_count
+        flat = pc.list_flatten(column) if "list" in str(column.type) else column
+        self.values.encode(flat)
+
+    def told(self) -> tuple[str, str]:
+        return f"{len(self.values) - 1:,}", f"{self.missing / max(1, self.rows):.1%}"
+
+
+def _add(columns: dict[str, _Column], table: Any) -> None:
+    for name, column in columns.items():
+        if name in table.column_names:
+            column.add(table[name])
+
+
+def _facts(
+    dataset: Dataset,
+    layout: Layout,
+    rows: int,
+    positive: int,
+    per_user: Counter[int],
+    per_item: Counter[int],
+    first: int,
+    last: int,
+) -> dict[str, str]:
+    by_user = np.quantile(list(per_user.values()), [0, 0.5, 1]).astype(int)
+    by_item = np.quantile(list(per_item.values()), [0, 0.5, 1]).astype(int)
+    return {
+        "rows": f"{rows:,}",
+        "rows with a positive label": f"{positive:,}" if layout.label else "all (no label)",
+        "malformed rows left out": f"{sum(dataset.bad.values()):,}",
+        f"users ({layout.user})": f"{len(per_user):,}",
+        f"items ({layout.item})": f"{len(per_item):,}",
+        "density": f"{rows / (len(per_user) * len(per_item)):.3%}",
+        "rows a user": "least {:,}, median {:,}, most {:,}".format(*by_user),
+        "rows an item": "least {:,}, median {:,}, most {:,}".format(*by_item),
+        f"time ({layout.timestamp})": f"{first} to {last}",
+        "history": f"{', '.join(layout.history) or 'none'}, at most {layout.history_length} events",
+        "protocols": ", ".join(dataset.protocols),
+    }

@@ -1,4 +1,4 @@
-"""`python -m components check`: does raw data hold what it should, and what does it look like? Reads, writes nothing."""
+"""`python -m components check`: does raw data hold what it should, and what does it look like? Writes nothing."""
 
 from argparse import ArgumentParser
 from collections import Counter
@@ -50,7 +50,7 @@ def survey(dataset: Dataset) -> tuple[dict[str, str], list[tuple[str, ...]]]:
     if not rows:
         raise DataError(f"{dataset.raw} holds no usable row")
     for feature in layout.features:
-        if feature.side != "row":
+        if feature.side != "row" and feature.name not in (layout.user, layout.item):
             for table in dataset.entities(feature.side):
                 _add({feature.name: columns[feature.name]} if feature.name in table.column_names else {}, table)
     return _facts(dataset, layout, rows, positive, per_user, per_item, first, last), [

@@ -1,241 +1,235 @@
-"""Plumbing of the report: one HTML page that works alone, its tables and figures, and drawings of architectures.
+"""Plumbing of the report: its figures and the drawings of architectures.
 
-Colours are CSS variables, also inside figures: a script fills them in when it draws and draws anew when the reader's
-colour scheme changes. The page's content policy forbids it to load anything.
+A figure's colours are the page's CSS variables. Every text that comes from data is escaped, as figures read some HTML.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import cycle, groupby
 from textwrap import wrap
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
+from components.page import interval, number, plot, short
 from nascore.cost import Cost
 from nascore.space import Genotype
 
-COLOURS = tuple(f"var(--c{n})" for n in range(1, 9))
-NONE = "–"
-
-CSS = """
-:root { color-scheme: light dark; --bg: #fbfbf9; --panel: #ffffff; --ink: #1d2429; --muted: #5a656e; --line: #e2e4e0;
-  --soft: #f1f2ee; --accent: #1f6aa5; --good: #1b7a4b; --bad: #b3382c; --warn: #fbf0d4; --warn-ink: #6b4a00;
-  --c1: #1f6aa5; --c2: #c2571a; --c3: #22804f; --c4: #8a4bbf; --c5: #94700d; --c6: #0f7c86; --c7: #b83a6b; --c8: #68707a; }
-@media (prefers-color-scheme: dark) { :root { --bg: #14181b; --panel: #1b2024; --ink: #e6e9ea; --muted: #9fabb4;
-  --line: #2d343a; --soft: #20262b; --accent: #71b7ee; --good: #6fd09b; --bad: #f28b7d; --warn: #3a2f12;
-  --warn-ink: #f3d789; --c1: #71b7ee; --c2: #f2a36b; --c3: #6fd09b; --c4: #c8a1f2; --c5: #dcb94f; --c6: #5fcbd6;
-  --c7: #f08fb4; --c8: #a3adb6; } }
-* { box-sizing: border-box; }
-html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--bg); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-header, main { max-width: 1120px; margin: 0 auto; padding: 0 24px; }
-header { padding-top: 48px; }
-h1 { font-size: clamp(1.7rem, 4vw, 2.5rem); line-height: 1.15; letter-spacing: -.02em; margin: 0 0 20px; }
-h2 { font-size: 1.35rem; letter-spacing: -.01em; margin: 0 0 4px; }
-h3 { font-size: 1rem; margin: 28px 0 4px; }
-p { margin: 0 0 12px; max-width: 72ch; overflow-wrap: anywhere; }
-a { color: var(--accent); }
-code, pre { font: .86em/1.5 ui-monospace, monospace; overflow-wrap: anywhere; }
-section { border-top: 1px solid var(--line); padding: 32px 0 28px; }
-.eyebrow, .lead, .note, caption { color: var(--muted); }
-.eyebrow { font-size: .85rem; margin-bottom: 8px; }
-.verdict { border-left: 4px solid var(--accent); padding-left: 16px; font-size: 1.16rem; line-height: 1.5; }
-.warning { background: var(--warn); color: var(--warn-ink); border-radius: 8px; padding: 10px 14px; max-width: none; }
-.note { font-size: .88rem; }
-nav { margin: 24px 0 32px; display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: .92rem; }
-nav a { text-decoration: none; padding: 4px 0; }
-nav a:hover { text-decoration: underline; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; margin: 24px 0; }
-.tiles div { background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
-.tiles b { display: block; font-size: 1.7rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
-.tiles span { display: block; font-size: .85rem; color: var(--muted); overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 10px 32px; margin: 0; font-size: .92rem; }
-dt { color: var(--muted); font-size: .82rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; margin: 12px 0; position: relative; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: 6px; font-size: .88rem; }
-th, td { padding: 7px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
-thead th { color: var(--muted); font-weight: 600; font-size: .82rem; vertical-align: bottom; }
-tbody th { font-weight: 500; white-space: normal; min-width: 130px; position: sticky; left: 0; background: var(--bg); }
-.text, th:first-child { text-align: left; }
-th:first-child { padding-left: 0; }
-tr.found th, tr.found .text { font-weight: 650; color: var(--accent); }
-tfoot td, tfoot th { font-weight: 650; border-bottom: 0; }
-small { display: block; color: var(--muted); font-size: .8rem; }
-.best { background: color-mix(in srgb, var(--good) 16%, transparent); border-radius: 4px; padding: 1px 5px; margin: 0 -5px; }
-.good { color: var(--good); } .bad { color: var(--bad); } .no { color: var(--muted); }
-.bar { display: block; min-width: 120px; margin-top: .45em; }
-.bar i { display: block; height: .6em; min-width: 2px; border-radius: 3px; background: var(--accent); }
-details { margin: 12px 0; }
-summary { cursor: pointer; color: var(--accent); font-size: .92rem; padding: 4px 0; }
-pre { background: var(--soft); border-radius: 8px; padding: 14px 16px; margin: 8px 0; white-space: pre-wrap; }
-.figure { margin: 8px 0; } .plot { width: 100%; }
-.views { border: 0; margin: 8px 0; padding: 0; min-width: 0; }
-.views legend { font-size: .85rem; color: var(--muted); padding: 0; margin-bottom: 4px; }
-.views > label { display: inline-block; margin: 0 6px 6px 0; border: 1px solid var(--line); border-radius: 999px;
-  padding: 3px 14px; font-size: .88rem; cursor: pointer; }
-.views input { position: absolute; opacity: 0; }
-.views input:checked + label { background: var(--accent); border-color: var(--accent); color: var(--bg); }
-.views input:focus-visible + label { outline: 2px solid var(--ink); outline-offset: 2px; }
-.drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 376px), 1fr)); gap: 8px 32px; }
-.drawings article { min-width: 0; } .drawings .scroll { margin: 8px 0 0; }
-svg text { font: 13px system-ui, sans-serif; fill: var(--ink); }
-svg .part { font-weight: 650; font-size: 14px; } svg .option { font-weight: 600; }
-svg .fine { font-size: 11.5px; fill: var(--muted); } svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
-svg .box { fill: var(--panel); stroke: var(--line); } svg .wire { fill: none; stroke: var(--c8); stroke-width: 1.5; }
-svg .goal { fill: var(--accent); } svg .goal-text { fill: var(--bg); font-weight: 650; } svg .head { fill: var(--c8); }
-@media (max-width: 640px) { header, main { padding-left: 16px; padding-right: 16px; } header { padding-top: 28px; }
-  .tiles { grid-template-columns: 1fr 1fr; } .tiles div { padding: 12px; } .tiles b { font-size: 1.35rem; }
-  dl { grid-template-columns: 1fr; } }
-@media (pointer: coarse) { .js-plotly-plot .drag { touch-action: pan-y !important; } }
-@media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
-"""
-
-SCRIPT = """
-const dark = matchMedia("(prefers-color-scheme: dark)"), finger = matchMedia("(pointer: coarse)").matches;
-function coloured(value, style) {
-  if (typeof value === "string") return value.replace(/^var\\((--\\w+)\\)$/, (_, name) => style.getPropertyValue(name).trim());
-  if (Array.isArray(value)) return value.map(one => coloured(one, style));
-  if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, coloured(one, style)]));
-}
-function draw(root) {
-  for (const figure of root.querySelectorAll(".figure")) {
-    const [plot, source] = figure.children;
-    if (!plot.offsetParent) continue;
-    const { data, layout } = coloured(JSON.parse(source.textContent), getComputedStyle(document.documentElement));
-    Plotly.react(plot, data, { ...layout, dragmode: finger ? false : "zoom" }, { responsive: true, displayModeBar: false });
-  }
-}
-for (const views of document.querySelectorAll(".views"))
-  views.addEventListener("change", event => {
-    for (const view of views.querySelectorAll(".view")) view.hidden = view.dataset.of !== event.target.id;
-    draw(views);
-  });
-dark.addEventListener("change", () => draw(document));
-draw(document);
-"""
-
-AXIS = {
-    "gridcolor": "var(--line)",
-    "linecolor": "var(--line)",
-    "zeroline": False,
-    "automargin": True,
-    "title": {"font": {"color": "var(--muted)"}, "standoff": 10},
-    "tickfont": {"color": "var(--muted)"},
-}
-LAYOUT = {
-    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "var(--ink)"},
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-    "hovermode": "closest",
-    "hoverlabel": {"bgcolor": "var(--panel)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}},
-    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-    "xaxis": AXIS,
-    "yaxis": AXIS,
-}
+COLOURS = 8
+SHOWN = 2_500
+WIDE = 30
+STARS = ("star", "hexagram", "star-diamond", "star-square", "star-triangle-up")
+Row = Mapping[str, Any]
 
 
-def page(title: str, body: str) -> str:
-    """The whole page; `body` is HTML."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-{body}
-<script>{get_plotlyjs()}</script>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+def whiskers(rows: Sequence[Row], metric: str) -> str:
+    """A metric of every model with its interval, in the order of the rows."""
+    traces, height = [], len(rows)
+    for role, paint in (("baseline", "var(--c8)"), ("found", "var(--accent)")):
+        own = [(height - place, row) for place, row in enumerate(rows, 1) if row["role"] == role]
+        low = [row["value"] if row["low"] is None else row["low"] for _, row in own]
+        high = [row["value"] if row["high"] is None else row["high"] for _, row in own]
+        values = [row["value"] for _, row in own]
+        spread = {
+            "array": [top - value for top, value in zip(high, values, strict=True)],
+            "arrayminus": [value - bottom for bottom, value in zip(low, values, strict=True)],
+        }
+        traces.append(
+            {
+                **_dots(values, [place for place, _ in own], paint, 11),
+                "text": [_plain(_told(row)) for _, row in own],
+                "hovertemplate": "%{text}<extra></extra>",
+                "error_x": {"type": "data", "color": paint, "thickness": 2, "width": 5, **spread},
+            }
+        )
+    labels = []
+    for place, row in enumerate(rows, 1):
+        for text, side, x in ((row["model"], "left", 0), (number(row["value"]), "right", 1)):
+            where = {"x": x, "xref": "paper", "xanchor": side, "y": height - place, "yanchor": "bottom", "yshift": 7}
+            labels.append({"text": _plain(text), "showarrow": False, **where})
+    layout = {
+        "xaxis": _axis(metric),
+        "yaxis": {"visible": False, "range": [-0.5, height - 0.15]},
+        "annotations": labels,
+        "showlegend": False,
+    }
+    return plot(f"{metric} of each model: {'; '.join(map(_told, rows))}", traces, layout, 70 + 46 * height)
 
 
-def plot(alt: str, traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], height: int = 380) -> str:
-    """A figure that Plotly draws; `alt` says in words what it shows."""
-    figure = {"data": traces, "layout": {"template": {"layout": LAYOUT}, **layout}}
-    source = json.dumps(figure, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    drawn = f'<div class="plot" role="img" aria-label="{escape(alt)}" style="height:{height}px"></div>'
-    return f'<div class="figure">{drawn}<script type="application/json">{source}</script></div>'
+def _told(row: Row) -> str:
+    return f"{row['model']} {number(row['value'])} {interval(row['low'], row['high'])}".strip()
 
 
-def views(name: str, legend: str, panels: Mapping[str, str]) -> str:
-    """Panels of which one is shown at a time, chosen by their titles; a single one stands alone."""
-    if len(panels) == 1:
-        return next(iter(panels.values()))
-    buttons, shown = "", ""
-    for n, (title, panel) in enumerate(panels.items()):
-        checked, hidden = (" checked", "") if n == 0 else ("", " hidden")
-        buttons += f'<input type="radio" name="{name}" id="{name}-{n}"{checked}><label for="{name}-{n}">{escape(title)}</label>'
-        shown += f'<div class="view" data-of="{name}-{n}"{hidden}>{panel}</div>'
-    return f'<fieldset class="views"><legend>{escape(legend)}</legend>{buttons}{shown}</fieldset>'
+def progress(trials: Sequence[Row], strategies: Sequence[str], fitness: str) -> str:
+    """The best score so far against genotypes scored: a line for each trial, a colour for each strategy.
+
+    trials: ordered by trial and number.
+    """
+    traces: list[Row] = []
+    named: set[str] = set()
+    for _, group in groupby(trials, key=lambda trial: trial["trial"]):
+        own = list(group)
+        x, y = [], []
+        for trial in own:
+            if trial["score"] is not None and (not y or trial["score"] > y[-1]):
+                x.append(trial["number"] + 1)
+                y.append(trial["score"])
+        if not y:
+            continue
+        strategy, seed = own[0]["strategy"], own[0]["seed"]
+        line = {"color": _colour(strategies.index(strategy)), "width": 1.6, "shape": "hv"}
+        traces.append(
+            {
+                **_line([*x, own[-1]["number"] + 1], [*y, y[-1]], line, strategy, strategy not in named),
+                "hovertemplate": f"{_plain(strategy)}, seed {seed}<br>%{{y:.4f}} after %{{x}}<extra></extra>",
+            }
+        )
+        named.add(strategy)
+    layout = {"xaxis": _axis("genotypes scored"), "yaxis": _axis(f"best score so far ({fitness})")}
+    said = "; ".join(f"{trace['name']} {number(trace['y'][-1])}" for trace in traces)
+    return plot(f"Best score against genotypes scored, at the end: {said}", traces, layout, 400)
 
 
-def table(
-    caption: str,
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    text: int = 1,
-    found: int = 0,
-    foot: Sequence[str] = (),
+def front(
+    rows: Sequence[Row],
+    title: str,
+    strategies: Sequence[str],
+    limits: Mapping[str, float],
+    marked: Mapping[str, str],
 ) -> str:
-    """A table of HTML cells: the first `text` columns are words, the first `found` rows are of found models."""
+    """Score against cost of the scored genotypes, the front of both, the limits of budgets, and the retrained ones.
 
-    def cells(row: Sequence[str], scope: str) -> str:
-        kinds = ['class="text"' if place < text else "" for place in range(len(row))]
-        first = f'<th scope="{scope}">{row[0]}</th>'
-        tag = 'th scope="col"' if scope == "col" else "td"
-        rest = "".join(f"<{tag} {k}>{c}</{tag[:2]}>" for k, c in zip(kinds[1:], row[1:], strict=True))
-        return first + rest
+    rows: best first, with "cost". limits: by the budget's name. marked: label of each retrained model by id; "" for one
+    that is not in the comparison.
+    """
+    shown = rows[:: -(-len(rows) // SHOWN)]
+    traces: list[Row] = []
+    for place, strategy in enumerate(strategies):
+        own = [row for row in shown if row["strategy"] == strategy]
+        traces.append(_scored(own, title, strategy, {"color": _colour(place), "size": 5, "opacity": 0.4}))
+    best = unbeaten(rows)
+    line = {"color": "var(--ink)", "width": 1.8, "shape": "hv"}
+    traces.append({**_scored(best, title, "front", {}), "mode": "lines", "line": line})
+    once = list({row["model_id"]: row for row in rows if row["model_id"] in marked}.values())
+    if others := [row for row in once if not marked[row["model_id"]]]:
+        look = {"color": "var(--ink)", "size": 10, "symbol": "diamond-open", "line": {"width": 1.6}}
+        traces.append(_scored(others, title, "retrained", look))
+    for row, symbol in zip((row for row in once if marked[row["model_id"]]), cycle(STARS), strict=False):
+        look = {"color": _colour(strategies.index(row["strategy"])), "size": 15, "symbol": symbol}
+        outline = {"line": {"color": "var(--ink)", "width": 1.4}}
+        traces.append(_scored([row], title, marked[row["model_id"]], {**look, **outline}))
+    costs = [row["cost"] for row in rows]
+    scale = {"type": "log", "dtick": "D2"} if min(costs) > 0 and max(costs) > WIDE * min(costs) else {}
+    layout = {
+        "xaxis": _axis(title, **scale),
+        "yaxis": _axis("score"),
+        "shapes": [_limit(f"{name} ≤ {short(x)}", x) for name, x in limits.items()],
+    }
+    said = ", ".join(f"{number(row['score'])} at {short(row['cost'])}" for row in best)
+    return plot(f"Score against {title}; the front from the cheapest on: {said}", traces, layout, 440)
 
-    body = "".join(f"<tr{' class=found' if n < found else ''}>{cells(row, 'row')}</tr>" for n, row in enumerate(rows))
-    end = f"<tfoot><tr>{cells(foot, 'row')}</tr></tfoot>" if foot else ""
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{cells([escape(title) for title in head], 'col')}</tr></thead>"
-        f"<tbody>{body}</tbody>{end}</table></div>"
+
+def _scored(rows: Sequence[Row], title: str, name: str, marker: Row) -> dict[str, Any]:
+    """Genotypes at their cost and score."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [row["cost"] for row in rows],
+        "y": [row["score"] for row in rows],
+        "text": [row["model_id"] for row in rows],
+        "name": _plain(name),
+        "marker": marker,
+        "hovertemplate": f"%{{text}}<br>score %{{y:.4f}}<br>%{{x:,.0f}} {_plain(title)}",
+    }
+
+
+def _limit(text: str, x: float) -> Row:
+    """A budget's limit as a vertical line."""
+    label = {"text": _plain(text), "textposition": "start", "padding": 4, "font": {"color": "var(--bad)", "size": 12}}
+    line = {"color": "var(--bad)", "width": 1.4, "dash": "dash"}
+    return {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": x, "x1": x, "line": line, "label": label}
+
+
+def unbeaten(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other beats in score at as little "cost", cheapest first; `rows` best first."""
+    kept: list[Row] = []
+    for row in sorted(rows, key=lambda row: (-row["score"], row["cost"])):
+        if not kept or row["cost"] < kept[-1]["cost"]:
+            kept.append(row)
+    return kept[::-1]
+
+
+def correlation(points: Sequence[Row], fitness: str, metric: str) -> str:
+    """Stand-alone quality against the supernet's score; bars from the worst to the best seed."""
+    mean = [sum(point["alone"]) / len(point["alone"]) for point in points]
+    spread = {
+        "array": [max(point["alone"]) - m for point, m in zip(points, mean, strict=True)],
+        "arrayminus": [m - min(point["alone"]) for point, m in zip(points, mean, strict=True)],
+    }
+    trace = {
+        **_dots([point["score"] for point in points], mean, "var(--accent)", 9),
+        "error_y": {"type": "data", "color": "var(--c8)", "thickness": 1.4, "width": 4, **spread},
+        "text": [f"{point['model_id']}, {short(point['macs'])} MACs" for point in points],
+        "hovertemplate": "%{text}<br>supernet %{x:.4f}, alone %{y:.4f}<extra></extra>",
+    }
+    axes = {"xaxis": _axis(f"supernet's score ({fitness})"), "yaxis": _axis(f"{metric}, trained alone")}
+    said = ", ".join(f"{number(point['score'])}: {number(m)}" for point, m in zip(points, mean, strict=True))
+    return plot(
+        f"Supernet's score and mean {metric} of {len(points)} genotypes: {said}",
+        [trace],
+        {**axes, "showlegend": False},
+        400,
     )
 
 
-def number(value: float | None, sign: str = "") -> str:
-    """Four decimals; `sign` is "+" where a sign is always wanted."""
-    return NONE if value is None else f"{value:{sign}.4f}".replace("-", "−")
+def losses(curve: Sequence[Row]) -> str:
+    """The supernet's training loss by step."""
+    line = {"color": "var(--accent)", "width": 1.6}
+    trace = _line([point["step"] for point in curve], [point["loss"] for point in curve], line, "loss")
+    layout = {"xaxis": _axis("step"), "yaxis": _axis("training loss"), "showlegend": False}
+    first, last = curve[0], curve[-1]
+    said = f"from {first['loss']:.4g} at step {first['step']} to {last['loss']:.4g} at step {last['step']}"
+    return plot(f"Training loss of the supernet {said}", [trace], layout, 300)
 
 
-def interval(low: float | None, high: float | None, sign: str = "") -> str:
-    """[low, high], or nothing where it was not measured."""
-    return "" if low is None or high is None else f"[{number(low, sign)}, {number(high, sign)}]"
+def validation(groups: Mapping[str, tuple[bool, Sequence[Row]]], kind: str) -> str:
+    """Validation values by epoch, a line for each seed; of each label whether it was found, and its results.
+
+    Found models are drawn solid, the others dashed, those with the label "" grey.
+    """
+    traces: list[Row] = []
+    for place, (label, (is_found, results)) in enumerate(groups.items()):
+        line = {"color": _colour(place) if label else "var(--c8)", "width": 1.8 if is_found else 1.2}
+        line["dash"] = "solid" if is_found else "dash" if label else "dot"
+        name = label or "other candidates"
+        for result in (result for result in results if result["curve"]):
+            x, y = list(range(1, len(result["curve"]) + 1)), [value for _, value in result["curve"]]
+            about = f"{_plain(name)}, seed {result['seed']}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>"
+            first = not any(trace["legendgroup"] == _plain(name) for trace in traces)
+            mode = {"mode": "lines" if len(x) > 1 else "markers", "marker": {"color": line["color"], "size": 7}}
+            traces.append({**_line(x, y, line, name, first), **mode, "hovertemplate": about})
+    layout = {"xaxis": _axis("epoch", rangemode="tozero"), "yaxis": _axis(f"{kind}, validation")}
+    said = "; ".join(f"{trace['name']} {number(max(trace['y']))}" for trace in traces)
+    return plot(f"{kind} on validation rows by epoch; the best of each training: {said}", traces, layout, 420)
 
 
-def short(value: float) -> str:
-    """Three digits and a unit: 1.23 M."""
-    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:,.0f}"
+def _colour(place: int) -> str:
+    return f"var(--c{place % COLOURS + 1})"
 
 
-def count(value: float | None) -> str:
-    """The same as HTML that also holds the exact number."""
-    return NONE if value is None else f'<data value="{value:.0f}" title="{value:,.0f}">{short(value)}</data>'
+def _plain(text: str) -> str:
+    return escape(text, quote=False)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as 0.5 s, 42 s, 3 min 20 s or 2 h 5 min."""
-    if seconds < 59.5:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def _axis(title: str, **more: Any) -> dict[str, Any]:
+    return {"title": {"text": _plain(title)}, **more}
+
+
+def _dots(x: Sequence[float], y: Sequence[float], colour: str, size: int) -> dict[str, Any]:
+    return {"type": "scatter", "mode": "markers", "x": x, "y": y, "marker": {"color": colour, "size": size}}
+
+
+def _line(x: Sequence[float], y: Sequence[float], line: Row, name: str, legend: bool = True) -> dict[str, Any]:
+    shown = {"name": _plain(name), "legendgroup": _plain(name), "showlegend": legend}
+    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, **shown}
 
 
 # Drawings of architectures
@@ -282,7 +276,8 @@ def drawing(genotype: Genotype, families: Sequence[str], price: Callable[[str], 
     told = "; ".join(f"{name}: {', '.join(options) or 'none'}" for name, options in genotype.items())
     size = f'viewBox="0 0 {width + 1} {goal + 29}" width="{width + 1}" height="{goal + 29}"'
     fits = ' style="max-width:100%;height:auto"' if len(lanes) < 3 else ""
-    return f'<div class="scroll" tabindex="0"><svg role="img" aria-label="{escape(told)}" {size}{fits}>{"".join(parts)}</svg></div>'
+    svg = f'<svg role="img" aria-label="{escape(told)}" {size}{fits}>{"".join(parts)}</svg>'
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="Architecture">{svg}</div>'
 
 
 def _box(
@@ -301,7 +296,7 @@ def _box(
         lines += [("fine", line) for line in wrap(", ".join(options), WIDTH + 2, max_lines=3, placeholder=" …")]
     lines = lines or [("option", "none")]
     height = 30 + LINE * len(lines)
-    colour = f"var(--c{families.index(options[0].partition(':')[0]) % 8 + 1})" if options else "var(--line)"
+    colour = _colour(families.index(options[0].partition(":")[0])) if options else "var(--line)"
     spent = float(cost.macs) if cost else 0.0
     parts = [
         f'<rect class="box" x="{x}" y="{y}" width="{LANE}" height="{height}" rx="6"/>',

@@ -28,6 +28,7 @@ from nascore.tables import Entities, Vocabulary
 USERS_A_PART = 4_096
 ROWS_A_BUCKET = 1 << 20
 ROWS_A_GROUP = 65_536
+LABELLED = np.dtype([("user", "<i4"), ("item", "<i4"), ("timestamp", "<i8"), ("split", "i1")])
 Records = NDArray[Any]
 
 
@@ -63,6 +64,8 @@ class Log:
         for feature in self.own:
             if feature.kind == "set":
                 raise DataError(f"feature {feature.name!r} is a set of a row; only users and items can have sets")
+            if feature.bins:
+                raise DataError(f"feature {feature.name!r} is a number of a row, never binned; leave out its bins")
         self.record = np.dtype(
             [("user", "i4"), ("item", "i4"), ("timestamp", "i8"), ("row", "i8"), ("before", "i4"), ("label", "i1")]
             + [(f.name, "f4" if f.kind == "number" else "i4") for f in self.own]
@@ -128,8 +131,11 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
     users_in = np.zeros(3, np.int64)
     for number, records in enumerate(log.parts()):
         split = protocol.split(records["user"], records["timestamp"])
-        for place, part in enumerate((records["user"], records["item"], records["timestamp"], split)):
-            digest.update(f"{place}/{len(part)}/".encode() + np.ascontiguousarray(part).tobytes())
+        labelled = np.empty(len(records), LABELLED)
+        for column in ("user", "item", "timestamp"):
+            labelled[column] = records[column]
+        labelled["split"] = split
+        digest.update(labelled.tobytes())
         _count_before(records, split, protocol)
         order = _rank_in_run(records["user"])
         bucket = draw.integers(0, buckets, len(records))

@@ -80,7 +80,7 @@ def _tune(run: Run, searches: Sequence[Search], board: Any) -> None:
                 tune.PlacementGroupFactory([{"CPU": SHARE * pool}, *[bundle] * pool]),
             ),
             param_space={"number": tune.grid_search(list(range(len(searches)))), "searches": searches},
-            tune_config=tune.TuneConfig(metric="best", mode="max"),
+            tune_config=tune.TuneConfig(metric="best", mode="max", reuse_actors=True),
             run_config=tune.RunConfig(name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0),
         ).fit()
         for error in results.errors:

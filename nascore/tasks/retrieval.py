@@ -124,11 +124,8 @@ class Retrieval(Task):
             score_BI[data.seen.gather(chosen)] = -torch.inf
             relevant_BI = torch.zeros_like(score_BI, dtype=torch.bool)
             relevant_BI[data.relevant.gather(chosen)] = True
-            if authors:
-                relevant_B = data.relevant.counts(chosen)
-            else:
-                relevant_BI[data.seen.gather(chosen)] = False
-                relevant_B = relevant_BI.sum(1)
+            relevant_BI[data.seen.gather(chosen)] = False
+            relevant_B = data.relevant.counts(chosen) if authors else relevant_BI.sum(1)
             best_BK = score_BI.topk(depth, dim=1).indices
             hits_BK = relevant_BI.gather(1, best_BK)
             kept.append(relevant_B > 0)

@@ -1,0 +1,92 @@
+"""Whole runs by the command line: the same seed gives the same report, also when the run was killed on its way."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Shop
+
+OPTIONS = (
+    "--dataset=parquet",
+    "--method.blocks=2",
+    "--method.width=16",
+    "--method.steps=200",
+    "--method.candidates=48",
+    "--method.fitness.batch=64",
+    "--method.training.batch=128",
+    "--method.training.epochs=2",
+    "--strategies=[evolution:population=8,random:batch=8]",
+    "--budgets=[macs=100000]",
+    "--rivals=[googlednn:size=L,popularity]",
+    "--seeds=[0,1]",
+    "--keep=1",
+    "--diagnosis.genotypes=3",
+    "--diagnosis.seeds=1",
+    "--workers.checkpoint=20",
+)
+
+
+def start(root: Path, shop: Shop) -> subprocess.Popen[str]:
+    """The pipeline in a process group of its own, on a Ray cluster of its own."""
+    command = [sys.executable, "-m", "pipelines", "autotower", f"--root={root}", f"--raw={shop.raw}", *OPTIONS]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(
+        command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(root: Path, shop: Shop) -> str:
+    process = start(root, shop)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def report(root: Path) -> dict[str, Any]:
+    """The report without what depends on time and place."""
+    known: dict[str, Any] = json.loads((root / "evaluate/report.json").read_text())
+    return {name: value for name, value in known.items() if name not in ("timing", "run")}
+
+
+@pytest.mark.slow
+def test_a_run_gives_the_same_report_twice_and_does_nothing_when_done(tmp_path: Path, shop: Shop) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    output = finish(first, shop)
+    assert output.strip().endswith(f"Report: {first}/report/index.html")
+    finish(second, shop)
+    assert report(first) == report(second)
+    started, again = time.monotonic(), finish(first, shop)
+    assert time.monotonic() - started < 20
+    assert again.count("done before") == 7
+    assert "Report:" in again
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["supernet", "search", "diagnose", "retrain"])
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_report(tmp_path: Path, shop: Shop, stage: str) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    finish(undisturbed, shop)
+    begun = {
+        "supernet": "supernet/step-*/done.json",
+        "search": "search/*/generation-*.parquet",
+        "diagnose": "diagnose/*/*/done.json",
+        "retrain": "retrain/*/*/*/checkpoint.safetensors",
+    }[stage]
+    process = start(disturbed, shop)
+    deadline = time.monotonic() + 300
+    while not list(disturbed.glob(begun)) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 2))  # the moment is random on purpose
+    assert process.poll() is None, f"{stage} was over before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (disturbed / "evaluate/report.json").exists()
+    finish(disturbed, shop)
+    assert report(disturbed) == report(undisturbed)

@@ -12,6 +12,10 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 NONE = "–"
+SIGNS = {
+    **{"solid": "━━", "dash": "╍╍", "dot": "┅┅", "circle": "●", "diamond-open": "◇"},
+    **{"star": "★", "hexagram": "✶", "star-diamond": "✦", "star-square": "◆", "star-triangle-up": "▲"},
+}
 
 CSS = """
 :root { color-scheme: light dark; --bg: #fbfbf9; --panel: #ffffff; --ink: #1d2429; --muted: #5a656e; --line: #e2e4e0;
@@ -25,7 +29,7 @@ CSS = """
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--bg); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-header, main { max-width: 1120px; margin: 0 auto; padding: 0 24px; }
+header, main { max-width: 1180px; margin: 0 auto; padding: 0 24px; }
 header { padding-top: 48px; }
 h1 { font-size: clamp(1.7rem, 4vw, 2.5rem); line-height: 1.15; letter-spacing: -.02em; margin: 0 0 20px; }
 h2 { font-size: 1.35rem; letter-spacing: -.01em; margin: 0 0 4px; }
@@ -54,24 +58,29 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: 12px 0; position: relative; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 6px; font-size: .88rem; }
-th, td { padding: 7px 10px; text-align: right; white-space: nowrap; vertical-align: top;
+th, td { padding: 7px 8px; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 thead th { color: var(--muted); font-weight: 600; font-size: .82rem; vertical-align: bottom; }
 tbody th { font-weight: 500; white-space: normal; min-width: 130px; position: sticky; left: 0; background: var(--bg); }
 .text, th:first-child { text-align: left; }
 th:first-child { padding-left: 0; }
+tr > :last-child { padding-right: 6px; }
 tr.found th, tr.found .text { font-weight: 650; color: var(--accent); }
 tfoot td, tfoot th { font-weight: 650; border-bottom: 0; }
 small { display: block; color: var(--muted); font-size: .8rem; }
 .best { background: color-mix(in srgb, var(--good) 16%, transparent); border-radius: 4px; padding: 1px 5px;
   margin: 0 -5px; }
 .good { color: var(--good); } .bad { color: var(--bad); } .no { color: var(--muted); }
-.bar { display: block; min-width: 120px; margin-top: .45em; }
-.bar i { display: block; height: .6em; min-width: 2px; border-radius: 3px; background: var(--accent); }
+.bar { display: block; height: 6px; min-width: 2px; margin-top: 3px; border-radius: 3px; background: var(--accent); }
 details { margin: 12px 0; }
 summary { cursor: pointer; color: var(--accent); font-size: .92rem; padding: 4px 0; }
 pre { background: var(--soft); border-radius: 8px; padding: 14px 16px; margin: 8px 0; white-space: pre-wrap; }
 .figure { margin: 8px 0; } .plot { width: 100%; }
+.legend { display: flex; flex-wrap: wrap; gap: 0 16px; margin: 4px 0; }
+.legend button { border: 0; background: none; color: inherit; font: inherit; font-size: .86rem; padding: 3px 0;
+  cursor: pointer; }
+.legend button span { display: inline-block; min-width: 1.3em; }
+.legend button[aria-pressed=false] { color: var(--muted); text-decoration: line-through; }
 .views { border: 0; margin: 8px 0; padding: 0; min-width: 0; }
 .views legend { font-size: .85rem; color: var(--muted); padding: 0; margin-bottom: 4px; }
 .views > label { display: inline-block; margin: 0 6px 6px 0; border: 1px solid var(--line); border-radius: 999px;
@@ -79,10 +88,10 @@ pre { background: var(--soft); border-radius: 8px; padding: 14px 16px; margin: 8
 .views input { position: absolute; opacity: 0; }
 .views input:checked + label { background: var(--accent); border-color: var(--accent); color: var(--bg); }
 .views input:focus-visible + label { outline: 2px solid var(--ink); outline-offset: 2px; }
-.drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 376px), 1fr)); gap: 8px 32px; }
+.drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 347px), 1fr)); gap: 8px 32px; }
 .drawings article { min-width: 0; } .drawings .scroll { margin: 8px 0 0; }
 svg text { font: 13px system-ui, sans-serif; fill: var(--ink); }
-svg .part { font-weight: 650; font-size: 14px; } svg .option { font-weight: 600; }
+svg .part { font-weight: 650; font-size: 14px; } svg .option { font-weight: 600; font-size: 12.5px; }
 svg .fine { font-size: 11.5px; fill: var(--muted); } svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
 svg .box { fill: var(--panel); stroke: var(--line); } svg .wire { fill: none; stroke: var(--c8); stroke-width: 1.5; }
 svg .goal { fill: var(--accent); } svg .goal-text { fill: var(--bg); font-weight: 650; } svg .head { fill: var(--c8); }
@@ -104,9 +113,11 @@ function coloured(value, style) {
 }
 function draw(root) {
   for (const figure of root.querySelectorAll(".figure")) {
-    const [plot, source] = figure.children;
+    const plot = figure.querySelector(".plot"), source = figure.querySelector("script");
     if (!plot.offsetParent) continue;
+    const off = [...figure.querySelectorAll("[aria-pressed=false]")].map(button => button.value);
     const { data, layout } = coloured(JSON.parse(source.textContent), getComputedStyle(document.documentElement));
+    for (const trace of data) trace.visible = !off.includes(trace.name);
     layout.dragmode = finger ? false : "zoom";
     Plotly.react(plot, data, layout, { responsive: true, displayModeBar: false });
   }
@@ -115,6 +126,11 @@ for (const views of document.querySelectorAll(".views"))
   views.addEventListener("change", event => {
     for (const view of views.querySelectorAll(".view")) view.hidden = view.dataset.of !== event.target.id;
     draw(views);
+  });
+for (const button of document.querySelectorAll(".legend button"))
+  button.addEventListener("click", () => {
+    button.ariaPressed = button.ariaPressed === "false";
+    draw(button.closest("section"));
   });
 dark.addEventListener("change", () => draw(document));
 draw(document);
@@ -125,17 +141,17 @@ AXIS = {
     "linecolor": "var(--line)",
     "zeroline": False,
     "automargin": True,
-    "title": {"font": {"color": "var(--muted)"}, "standoff": 10},
+    "title": {"font": {"color": "var(--muted)", "size": 13}, "standoff": 10},
     "tickfont": {"color": "var(--muted)"},
 }
 LAYOUT = {
     "font": {"family": "system-ui, sans-serif", "size": 13, "color": "var(--ink)"},
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
-    "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+    "margin": {"l": 0, "r": 4, "t": 8, "b": 8},
+    "showlegend": False,
     "hovermode": "closest",
     "hoverlabel": {"bgcolor": "var(--panel)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}},
-    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
     "xaxis": AXIS,
     "yaxis": AXIS,
 }
@@ -164,11 +180,24 @@ def page(title: str, body: str) -> str:
 
 
 def plot(alt: str, traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], height: int = 380) -> str:
-    """A figure that Plotly draws; `alt` says in words what it shows."""
+    """A figure that Plotly draws; `alt` says in words what it shows; several traces get a legend."""
     figure = {"data": traces, "layout": {"template": {"layout": LAYOUT}, **layout}}
     source = json.dumps(figure, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    named = {trace["name"]: _sign(trace) for trace in reversed(traces) if "name" in trace}
+    legend = "".join(
+        f'<button type="button" aria-pressed="true" value="{escape(name)}">{sign} {name}</button>'
+        for name, sign in reversed(named.items())
+    )
+    shown = f'<div class="legend">{legend}</div>' if len(named) > 1 else ""
     drawn = f'<div class="plot" role="img" aria-label="{escape(alt)}" style="height:{height}px"></div>'
-    return f'<div class="figure">{drawn}<script type="application/json">{source}</script></div>'
+    return f'<div class="figure">{shown}{drawn}<script type="application/json">{source}</script></div>'
+
+
+def _sign(trace: Mapping[str, Any]) -> str:
+    """How a legend shows a trace."""
+    look = trace["marker"] if trace["mode"] == "markers" else trace["line"]
+    sign = SIGNS[look.get("symbol", "circle") if trace["mode"] == "markers" else look.get("dash", "solid")]
+    return f'<span aria-hidden="true" style="color:{look["color"]}">{sign}</span>'
 
 
 def views(name: str, legend: str, panels: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Plumbing of the report: its figures and the drawings of architectures.
+"""Plumbing of the report: its figures, each with its numbers, and the drawings of architectures.
 
 A figure's colours are the page's CSS variables. Every text that comes from data is escaped, as figures read some HTML.
 """
@@ -9,7 +9,7 @@ from itertools import cycle, groupby
 from textwrap import wrap
 from typing import Any
 
-from components.page import interval, number, plot, short
+from components.page import NONE, count, details, duration, interval, number, plot, short, table
 from nascore.cost import Cost
 from nascore.space import Genotype
 
@@ -49,7 +49,6 @@ def whiskers(rows: Sequence[Row], metric: str) -> str:
         "xaxis": _axis(metric),
         "yaxis": {"visible": False, "range": [-0.5, height - 0.15]},
         "annotations": labels,
-        "showlegend": False,
     }
     return plot(f"{metric} of each model: {'; '.join(map(_told, rows))}", traces, layout, 70 + 46 * height)
 
@@ -63,42 +62,40 @@ def progress(trials: Sequence[Row], strategies: Sequence[str], fitness: str) -> 
 
     trials: ordered by trial and number.
     """
-    traces: list[Row] = []
-    named: set[str] = set()
+    traces, numbers = [], []
     for _, group in groupby(trials, key=lambda trial: trial["trial"]):
         own = list(group)
-        x, y = [], []
+        strategy, seed, best = own[0]["strategy"], own[0]["seed"], list[Row]()
         for trial in own:
-            if trial["score"] is not None and (not y or trial["score"] > y[-1]):
-                x.append(trial["number"] + 1)
-                y.append(trial["score"])
-        if not y:
-            continue
-        strategy, seed = own[0]["strategy"], own[0]["seed"]
-        line = {"color": _colour(strategies.index(strategy)), "width": 1.6, "shape": "hv"}
-        traces.append(
-            {
-                **_line([*x, own[-1]["number"] + 1], [*y, y[-1]], line, strategy, strategy not in named),
-                "hovertemplate": f"{_plain(strategy)}, seed {seed}<br>%{{y:.4f}} after %{{x}}<extra></extra>",
-            }
-        )
-        named.add(strategy)
+            if trial["score"] is not None and (not best or trial["score"] > best[-1]["score"]):
+                best.append(trial)
+        failed, seconds = sum(trial["score"] is None for trial in own), sum(trial["seconds"] for trial in own)
+        last = [number(best[-1]["score"]), f"{best[-1]['number'] + 1:,}"] if best else [NONE, NONE]
+        numbers.append([escape(strategy), str(seed), f"{len(own):,}", f"{failed:,}", *last, duration(seconds)])
+        if best:
+            x, y = [trial["number"] + 1 for trial in best], [trial["score"] for trial in best]
+            line = {"color": _colour(strategies.index(strategy)), "width": 1.6, "shape": "hv"}
+            about = f"{_plain(strategy)}, seed {seed}<br>%{{y:.4f}} after %{{x}}<extra></extra>"
+            trace = _line([*x, own[-1]["number"] + 1], [*y, y[-1]], line, strategy)
+            traces.append({**trace, "hovertemplate": about})
     layout = {"xaxis": _axis("genotypes scored"), "yaxis": _axis(f"best score so far ({fitness})")}
     said = "; ".join(f"{trace['name']} {number(trace['y'][-1])}" for trace in traces)
-    return plot(f"Best score against genotypes scored, at the end: {said}", traces, layout, 400)
+    head = ("Strategy", "Seed", "Scored", "Failed", "Best score", "Found at", "Scoring time")
+    figure = plot(f"Best score against genotypes scored, at the end: {said}", traces, layout, 400)
+    return figure + details("Numbers of every search", table("Searches", head, numbers))
 
 
 def front(
     rows: Sequence[Row],
     title: str,
     strategies: Sequence[str],
-    limits: Mapping[str, float],
+    limits: Sequence[tuple[str, float]],
     marked: Mapping[str, str],
 ) -> str:
     """Score against cost of the scored genotypes, the front of both, the limits of budgets, and the retrained ones.
 
-    rows: best first, with "cost". limits: by the budget's name. marked: label of each retrained model by id; "" for one
-    that is not in the comparison.
+    rows: best first, with "cost". limits: what to call each, and where it is. marked: label of each retrained model by
+    id; "" for one that is not in the comparison.
     """
     shown = rows[:: -(-len(rows) // SHOWN)]
     traces: list[Row] = []
@@ -112,7 +109,8 @@ def front(
     if others := [row for row in once if not marked[row["model_id"]]]:
         look = {"color": "var(--ink)", "size": 10, "symbol": "diamond-open", "line": {"width": 1.6}}
         traces.append(_scored(others, title, "retrained", look))
-    for row, symbol in zip((row for row in once if marked[row["model_id"]]), cycle(STARS), strict=False):
+    compared = {row["model_id"]: row for row in once if marked[row["model_id"]]}
+    for row, symbol in zip((compared[one] for one in marked if one in compared), cycle(STARS), strict=False):
         look = {"color": _colour(strategies.index(row["strategy"])), "size": 15, "symbol": symbol}
         outline = {"line": {"color": "var(--ink)", "width": 1.4}}
         traces.append(_scored([row], title, marked[row["model_id"]], {**look, **outline}))
@@ -121,10 +119,16 @@ def front(
     layout = {
         "xaxis": _axis(title, **scale),
         "yaxis": _axis("score"),
-        "shapes": [_limit(f"{name} ≤ {short(x)}", x) for name, x in limits.items()],
+        "shapes": [_limit(text, x) for text, x in limits],
     }
     said = ", ".join(f"{number(row['score'])} at {short(row['cost'])}" for row in best)
-    return plot(f"Score against {title}; the front from the cheapest on: {said}", traces, layout, 440)
+    figure = plot(f"Score against {title}; the front from the cheapest on: {said}", traces, layout, 440)
+    numbers = [
+        [escape(row["model_id"]), escape(row["strategy"]), number(row["score"]), count(row["cost"])] for row in best
+    ]
+    return figure + details(
+        "The front in numbers", table("The front", ("Model", "Strategy", "Score", title), numbers, 2)
+    )
 
 
 def _scored(rows: Sequence[Row], title: str, name: str, marker: Row) -> dict[str, Any]:
@@ -143,7 +147,8 @@ def _scored(rows: Sequence[Row], title: str, name: str, marker: Row) -> dict[str
 
 def _limit(text: str, x: float) -> Row:
     """A budget's limit as a vertical line."""
-    label = {"text": _plain(text), "textposition": "start", "padding": 4, "font": {"color": "var(--bad)", "size": 12}}
+    at = {"textangle": 0, "textposition": "start", "xanchor": "right", "yanchor": "bottom", "padding": 5}
+    label = {"text": _plain(text), "font": {"color": "var(--bad)", "size": 12}, **at}
     line = {"color": "var(--bad)", "width": 1.4, "dash": "dash"}
     return {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": x, "x1": x, "line": line, "label": label}
 
@@ -170,45 +175,53 @@ def correlation(points: Sequence[Row], fitness: str, metric: str) -> str:
         "text": [f"{point['model_id']}, {short(point['macs'])} MACs" for point in points],
         "hovertemplate": "%{text}<br>supernet %{x:.4f}, alone %{y:.4f}<extra></extra>",
     }
-    axes = {"xaxis": _axis(f"supernet's score ({fitness})"), "yaxis": _axis(f"{metric}, trained alone")}
+    layout = {"xaxis": _axis(f"supernet's score ({fitness})"), "yaxis": _axis(f"{metric}, trained alone")}
     said = ", ".join(f"{number(point['score'])}: {number(m)}" for point, m in zip(points, mean, strict=True))
-    return plot(
-        f"Supernet's score and mean {metric} of {len(points)} genotypes: {said}",
-        [trace],
-        {**axes, "showlegend": False},
-        400,
-    )
+    numbers = [
+        [escape(point["model_id"]), number(point["score"]), *map(number, point["alone"]), count(point["macs"])]
+        for point in sorted(points, key=lambda point: -point["score"])
+    ]
+    head = ("Model", "Supernet's score", *(f"Seed {seed}" for seed in range(len(points[0]["alone"]))), "MACs")
+    figure = plot(f"Supernet's score and mean {metric} of {len(points)} genotypes: {said}", [trace], layout, 400)
+    return figure + details("Numbers of every genotype", table("Genotypes trained alone", head, numbers))
 
 
 def losses(curve: Sequence[Row]) -> str:
     """The supernet's training loss by step."""
     line = {"color": "var(--accent)", "width": 1.6}
     trace = _line([point["step"] for point in curve], [point["loss"] for point in curve], line, "loss")
-    layout = {"xaxis": _axis("step"), "yaxis": _axis("training loss"), "showlegend": False}
+    layout = {"xaxis": _axis("step"), "yaxis": _axis("training loss")}
     first, last = curve[0], curve[-1]
     said = f"from {first['loss']:.4g} at step {first['step']} to {last['loss']:.4g} at step {last['step']}"
     return plot(f"Training loss of the supernet {said}", [trace], layout, 300)
 
 
 def validation(groups: Mapping[str, tuple[bool, Sequence[Row]]], kind: str) -> str:
-    """Validation values by epoch, a line for each seed; of each label whether it was found, and its results.
+    """Validation values by epoch, a line for each training; of each label whether it was found, and its trainings.
 
-    Found models are drawn solid, the others dashed, those with the label "" grey.
+    Found models are drawn solid, the others dashed, those with the label "" dotted and grey.
     """
-    traces: list[Row] = []
+    traces, numbers = [], []
     for place, (label, (is_found, results)) in enumerate(groups.items()):
         line = {"color": _colour(place) if label else "var(--c8)", "width": 1.8 if is_found else 1.2}
         line["dash"] = "solid" if is_found else "dash" if label else "dot"
-        name = label or "other candidates"
-        for result in (result for result in results if result["curve"]):
-            x, y = list(range(1, len(result["curve"]) + 1)), [value for _, value in result["curve"]]
-            about = f"{_plain(name)}, seed {result['seed']}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>"
-            first = not any(trace["legendgroup"] == _plain(name) for trace in traces)
-            mode = {"mode": "lines" if len(x) > 1 else "markers", "marker": {"color": line["color"], "size": 7}}
-            traces.append({**_line(x, y, line, name, first), **mode, "hovertemplate": about})
+        look = {"marker": {"color": line["color"], "size": 7}, "opacity": 1.0 if label else 0.5}
+        for result in results:
+            name, seed, curve = label or f"candidate {result['model_id']}", result["seed"], result["curve"]
+            cells = [escape(name), str(seed), number(result["value"]), str(result["best_epoch"])]
+            numbers.append([*cells, str(len(curve)), duration(result["seconds"])])
+            if curve:
+                about = f"{_plain(name)}, seed {seed}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>"
+                trace = _line(
+                    range(1, len(curve) + 1), [value for _, value in curve], line, label or "other candidates"
+                )
+                mode = "lines" if len(curve) > 1 else "markers"
+                traces.append({**trace, **look, "mode": mode, "hovertemplate": about})
     layout = {"xaxis": _axis("epoch", rangemode="tozero"), "yaxis": _axis(f"{kind}, validation")}
     said = "; ".join(f"{trace['name']} {number(max(trace['y']))}" for trace in traces)
-    return plot(f"{kind} on validation rows by epoch; the best of each training: {said}", traces, layout, 420)
+    figure = plot(f"{kind} on validation rows by epoch; the best of each training: {said}", traces, layout, 420)
+    head = ("Model", "Seed", kind, "Best epoch", "Epochs", "Time")
+    return figure + details("Numbers of every training", table("Models trained alone", head, numbers))
 
 
 def _colour(place: int) -> str:
@@ -227,15 +240,14 @@ def _dots(x: Sequence[float], y: Sequence[float], colour: str, size: int) -> dic
     return {"type": "scatter", "mode": "markers", "x": x, "y": y, "marker": {"color": colour, "size": size}}
 
 
-def _line(x: Sequence[float], y: Sequence[float], line: Row, name: str, legend: bool = True) -> dict[str, Any]:
-    shown = {"name": _plain(name), "legendgroup": _plain(name), "showlegend": legend}
-    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, **shown}
+def _line(x: Sequence[float], y: Sequence[float], line: Row, name: str) -> dict[str, Any]:
+    return {"type": "scatter", "mode": "lines", "x": list(x), "y": y, "line": line, "name": _plain(name)}
 
 
 # Drawings of architectures
 
 LANE, GAP, TOP, LINE = 166, 14, 44, 16
-MANY, WIDTH = 3, 24
+MANY, WIDTH = 3, 20
 
 
 def drawing(genotype: Genotype, families: Sequence[str], price: Callable[[str], Cost | None]) -> str:
@@ -290,10 +302,10 @@ def _box(
         settings = [part for part in rest.split(",") if part]
         leading = settings.pop(0) if settings and "=" not in settings[0] else ""
         lines += [("option", line) for line in wrap(f"{family} {leading}".replace("_", " "), WIDTH)]
-        lines += [("fine", line) for line in wrap(", ".join(settings), WIDTH + 2)]
+        lines += [("fine", line) for line in wrap(", ".join(settings), WIDTH + 4)]
     if len(options) > MANY:
         lines = [("option", f"{len(options)} open")]
-        lines += [("fine", line) for line in wrap(", ".join(options), WIDTH + 2, max_lines=3, placeholder=" …")]
+        lines += [("fine", line) for line in wrap(", ".join(options), WIDTH + 4, max_lines=3, placeholder=" …")]
     lines = lines or [("option", "none")]
     height = 30 + LINE * len(lines)
     colour = _colour(families.index(options[0].partition(":")[0])) if options else "var(--line)"

@@ -7,19 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from components import pictures
-from components.page import (
-    NONE,
-    count,
-    details,
-    duration,
-    interval,
-    lead,
-    number,
-    page,
-    short,
-    table,
-    views,
-)
+from components.page import NONE, count, details, duration, interval, lead, number, page, short, table, views
 from components.run import Run
 from nascore.cost import Cost
 from nascore.space import Genotype, parse
@@ -76,7 +64,7 @@ class Told:
         return folder.read_json(name) if folder.exists(name) else otherwise
 
     def _models(self) -> list[Row]:
-        """The models of the comparison, each with its rows by metric: found ones in order, then baselines, best first."""
+        """The models of the comparison, each with its rows by metric: found ones, then baselines, best first."""
         models: dict[tuple[str, str], Row] = {}
         for row in self.report.get("rows", []):
             model = models.setdefault((row["model"], row["model_id"]), {**row, "metrics": {}})
@@ -200,19 +188,27 @@ def _metrics(told: Told, caption: str, metrics: Sequence[str], spread: Sequence[
 
 
 def _paired(told: Told) -> str:
-    rows = []
-    for pair in told.report["paired"]:
-        ends = sorted(loss({**pair, "value": end}) for end in (pair["low"], pair["high"]) if end is not None)
-        reading = '<span class="no">not told apart</span>'
-        if ends and ends[-1] < 0:
-            reading = '<span class="good">▲ better</span>'
-        elif ends and ends[0] > 0:
-            reading = '<span class="bad">▼ worse</span>'
-        p = NONE if pair["p"] is None else "&lt; 0.0001" if pair["p"] < 1e-4 else f"{pair['p']:.2g}"
-        delta = f"{number(pair['delta'], '+')}<small>{interval(pair['low'], pair['high'], '+')}</small>"
-        rows.append([escape(pair["a"]), escape(pair["b"]), reading, escape(pair["metric"]), delta, p])
-    head = ("Model", "Against", "Reading", "Metric", "Difference", "p")
-    return table("Paired comparisons, unit by unit", head, rows, text=4)
+    """Every found model against all others."""
+    panels = {}
+    for label, group in groupby(told.report["paired"], key=lambda pair: str(pair["a"])):
+        pairs = list(group)
+        head = ("Against", "Reading", f"Difference in {pairs[0]['metric']}", "p")
+        panels[label] = table(
+            f"{label} against the others, unit by unit", head, [_pair(pair) for pair in pairs], text=2
+        )
+    return views("paired", "Paired comparisons of", panels)
+
+
+def _pair(pair: Row) -> list[str]:
+    ends = sorted(loss({**pair, "value": end}) for end in (pair["low"], pair["high"]) if end is not None)
+    reading = '<span class="no">not told apart</span>'
+    if ends and ends[-1] < 0:
+        reading = '<span class="good">▲ better</span>'
+    elif ends and ends[0] > 0:
+        reading = '<span class="bad">▼ worse</span>'
+    p = NONE if pair["p"] is None else "&lt; 0.0001" if pair["p"] < 1e-4 else f"{pair['p']:.2g}"
+    delta = f"{number(pair['delta'], '+')}<small>{interval(pair['low'], pair['high'], '+')}</small>"
+    return [escape(pair["b"]), reading, delta, p]
 
 
 def search(told: Told) -> str:
@@ -221,29 +217,17 @@ def search(told: Told) -> str:
     if not scored:
         return lead("This was not measured: the run holds no search.")
     run, fitness = told.run, told.run.method.fitness.kind
-    panels, rows = {}, []
+    panels = {}
     for budget in run.budgets:
         own = [trial for trial in told.trials if trial["budget"] == budget]
-        if any(trial["score"] is not None for trial in own):
+        if own:
             panels[budget] = pictures.progress(own, run.strategies, fitness)
-        for _, group in groupby(own, key=lambda trial: trial["trial"]):
-            trials = list(group)
-            good = [trial for trial in trials if trial["score"] is not None]
-            best = max(good, key=lambda trial: trial["score"], default={"score": None, "number": -1})
-            cells = [escape(trials[0]["strategy"]), escape(budget), str(trials[0]["seed"]), f"{len(trials):,}"]
-            cells += [f"{len(trials) - len(good):,}", number(best["score"]), f"{best['number'] + 1:,}"]
-            rows.append([*cells, duration(sum(trial["seconds"] for trial in trials))])
-    different = len({trial["genotype"] for trial in told.trials})
-    text = f"{len(rows)} searches scored {len(told.trials):,} genotypes, {different:,} of them different, with the "
+    searches, different = (len({trial[name] for trial in told.trials}) for name in ("trial", "genotype"))
+    text = f"{searches} searches scored {len(told.trials):,} genotypes, {different:,} of them different, with the "
     text += (
         f"supernet's weights on validation rows. The score is {fitness}; a line is one search, a colour one strategy."
     )
-    head = ("Strategy", "Budget", "Seed", "Scored", "Failed", "Best score", "Found at", "Scoring time")
-    return (
-        lead(text)
-        + views("progress", "Budget", panels)
-        + details("Numbers of every search", table("Searches", head, rows, text=2))
-    )
+    return lead(text) + views("progress", "Budget", panels)
 
 
 def front(told: Told) -> str:
@@ -257,26 +241,21 @@ def front(told: Told) -> str:
     marked = {one["model_id"]: told.label(one["model_id"]) for one in told.candidates}
     limits = {budget: run.method.limits(budget) for budget in run.budgets}
     limited = dict.fromkeys(name for kept in limits.values() for name in kept)
-    panels, tables = {}, ""
+    panels = {}
     for name in sorted({**limited, "macs": None}, key=lambda name: (name not in limited, name != "macs")):
         under, _, unit = name.rpartition("/")
         title = f"{UNITS[unit]} in {under}" if under else UNITS[unit]
         costs = _costs(run, rows, under, unit)
         priced = [{**row, "cost": costs[row["genotype"]]} for row in rows]
-        own = {budget: kept[name] for budget, kept in limits.items() if name in kept}
-        names = {budget if "=" not in budget else "budget": limit for budget, limit in own.items()}
-        panels[title] = pictures.front(priced, title, run.strategies, names, marked)
-        best = [
-            [escape(row["model_id"]), escape(row["strategy"]), number(row["score"]), count(row["cost"])]
-            for row in pictures.unbeaten(priced)
-        ]
-        head = ("Model", "Strategy", "Score", title)
-        tables += details(f"The front in {title}", table(f"Score and {title}", head, best, text=2))
-    text = "A dot is a scored genotype; no genotype has a better score than the line at its cost or less. "
-    text += "Marked: those retrained, with a star the ones in the comparison. Dashed: the limits of the budgets."
+        kept = {budget: limit[name] for budget, limit in limits.items() if name in limit}
+        lines = [("" if "=" in budget else f"{budget} ") + f"≤ {short(limit)}" for budget, limit in kept.items()]
+        drawn = list(zip(lines, kept.values(), strict=True))
+        panels[title] = pictures.front(priced, title, run.strategies, drawn, marked)
+    text = "A dot is a scored genotype; the line is the front, the best score at each cost or below. Diamonds and "
+    text += "stars were retrained, stars are in the comparison. Dashed: the limits of the budgets."
     if len(rows) > pictures.SHOWN:
         text += f" Of {len(rows):,} genotypes every {-(-len(rows) // pictures.SHOWN)}th is drawn, the front from all."
-    return lead(text) + views("front", "Cost", panels) + tables
+    return lead(text) + views("front", "Cost", panels)
 
 
 def _costs(run: Run, rows: Sequence[Row], under: str, unit: str) -> dict[str, float]:
@@ -300,21 +279,12 @@ def ranking(told: Told) -> str:
         "Genotypes": f"{known['n']:,}",
         "Seeds each": str(seeds),
     }
-    text = (
-        f"A dot is one genotype: its score with the supernet's weights against its {known['metric']} when trained alone"
-    )
+    text = f"A dot is one genotype: its score with the supernet's weights against its {known['metric']}, trained alone"
     text += f", the mean of {seeds} seeds with the worst and the best." if seeds > 1 else " from one seed."
     text += " The ceiling is the τ between two seeds' own trainings." if known["ceiling"] is not None else ""
     listed = "".join(f"<div><dt>{name}</dt><dd><b>{fact}</b></dd></div>" for name, fact in facts.items())
-    head = ("Model", "Supernet's score", *(f"Seed {seed}" for seed in range(seeds)), "MACs")
-    rows = [
-        [escape(point["model_id"]), number(point["score"]), *map(number, point["alone"]), count(point["macs"])]
-        for point in sorted(known["points"], key=lambda point: -point["score"])
-    ]
-    return (
-        f"<p>{escape(known['verdict'])}</p>\n{lead(text)}<dl class='numbers'>{listed}</dl>"
-        + pictures.correlation(known["points"], known["fitness"], known["metric"])
-        + details("Numbers of every genotype", table("Genotypes trained alone", head, rows))
+    return f"<p>{escape(known['verdict'])}</p>\n{lead(text)}<dl class='numbers'>{listed}</dl>" + pictures.correlation(
+        known["points"], known["fitness"], known["metric"]
     )
 
 
@@ -332,17 +302,17 @@ def architecture(told: Told) -> str:
         chosen = parse(about["genotype"])
         genotype = {name: chosen[name] for name in sorted(chosen, key=list(space.decisions).index)}
         cost = price(genotype, "")
-        line = f"{count(float(cost.macs))} MACs per example, {count(float(cost.params))} parameters and "
-        line += f"{count(float(cost.table_params))} in tables · <code>{escape(model_id)}</code>"
+        line = f"{count(float(cost.macs))} MACs per example · {count(float(cost.params))} parameters · "
+        line += f"{count(float(cost.table_params))} in tables<br><code>{escape(model_id)}</code>"
         drawn = (
-            pictures.drawing(genotype, families, _parts(genotype, price)) if genotype else "<p>Nothing to decide.</p>"
+            pictures.drawing(genotype, families, _parts(genotype, price)) if genotype else lead("Nothing to decide.")
         )
         title = escape(told.label(model_id))
         drawings.append(f'<article><h3>{title}</h3><p class="note">{line}</p>{drawn}</article>')
     text = (
-        "A column is one part of the model, a box one decision with what was chosen; the number in a box is its MACs, "
+        "A column is a part of the model, a box a decision with what was chosen. The number in a box is its MACs, the "
     )
-    text += "the bar below its share of all MACs."
+    text += "bar their share of all."
     return lead(text) + f'<div class="drawings">{"".join(drawings)}</div>'
 
 
@@ -380,27 +350,13 @@ def training(told: Told) -> str:
     order = list(dict.fromkeys(model["model_id"] for model in told.models))
     results = sorted(told.results, key=lambda one: (_place(order, one["model_id"]), one["model_id"], one["seed"]))
     panels: dict[str, dict[str, tuple[bool, list[Row]]]] = {}
-    rows = []
-    for model_id, group in groupby(results, key=lambda one: str(one["model_id"])):
-        own, label = list(group), told.label(model_id)
-        kind = kinds[own[0]["name"]]
-        groups = panels.setdefault(kind, {})
-        groups.setdefault(label, (model_id in found, []))[1].extend(own)
-        for one in own:
-            cells = [escape(label or f"candidate {model_id}"), escape(kind), str(one["seed"]), number(one["value"])]
-            rows.append([*cells, str(one["best_epoch"]), str(len(one["curve"])), duration(one["seconds"])])
-    text = (
-        "Validation value after every epoch; a line is one seed. Solid: found; dashed: baselines; dotted: candidates "
-    )
-    text += "that another one of the same search outdid."
+    for one in results:
+        groups = panels.setdefault(kinds[one["name"]], {})
+        groups.setdefault(told.label(one["model_id"]), (one["model_id"] in found, []))[1].append(one)
+    text = "Validation value after every epoch; a line is one seed. Solid: found; dashed: baselines; dotted: "
+    text += "other candidates."
     figures = {kind: pictures.validation(groups, kind) for kind, groups in panels.items()}
-    head = ("Model", "Value of", "Seed", "Best", "Best epoch", "Epochs", "Time")
-    return (
-        content
-        + lead(text)
-        + views("validation", "Validation value", figures)
-        + details("Numbers of every training", table("Models trained alone", head, rows, text=2))
-    )
+    return content + lead(text) + views("validation", "Validation value", figures)
 
 
 def _place(order: Sequence[str], name: str) -> int:
@@ -417,12 +373,12 @@ def time_spent(told: Told) -> str:
         return lead("This was not measured: no stage of this run is done.")
     rows = []
     for stage, seconds in spent.items():
-        bar = f'<span class="bar" aria-hidden="true"><i style="width:{100 * seconds / max(spent.values()):.1f}%"></i></span>'
+        bar = f'<span class="bar" style="width:{100 * seconds / max(spent.values()):.1f}%"></span>'
         exact = f'<data value="{seconds}" title="{seconds:,.1f} s">{duration(seconds)}</data>'
-        rows.append([escape(stage), bar, exact, f"{seconds / total:.0%}"])
-    foot = ("All", "", duration(total), "")
+        rows.append([escape(stage) + bar, exact, f"{seconds / total:.1%}"])
+    foot = ("All", duration(total), "")
     text = "Wall time of each stage; one that was interrupted and continued counts from its last start."
-    return lead(text) + table("Stages", ("Stage", "", "Time", "Share"), rows, text=2, foot=foot)
+    return lead(text) + table("Stages", ("Stage", "Time", "Share"), rows, foot=foot)
 
 
 def settings(told: Told) -> str:

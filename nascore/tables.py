@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nascore.datasets import Feature
+from nascore.datasets import DataError, Feature
 from nascore.schema import Column, Side
 
 Ids = NDArray[np.int32]
@@ -51,10 +51,18 @@ class Entities:
         self.own = [feature for feature in self.features if feature.name != key]
         self.values: dict[str, dict[int, Any]] = {feature.name: {} for feature in self.own}
         self.since: dict[int, int] = {}
+        self.tabled: set[int] = set()
 
     def add_table(self, table: pa.Table) -> None:
-        """Take the features that an entity table holds; keys that never occur in the log are left out."""
+        """Take the features that an entity table holds; keys that never occur in the log are left out.
+
+        Raises DataError for a key that stands there twice.
+        """
         ids = self.keys.encode(table[self.key], grow=False)
+        for row, i in enumerate(ids.tolist()):
+            if i and i in self.tabled:
+                raise DataError(f"the {self.side} table has two rows for {self.key} {table[self.key][row]}")
+            self.tabled.add(i)
         for feature in self.own:
             if feature.name in table.column_names:
                 values = table[feature.name].to_pylist()

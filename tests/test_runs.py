@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Shop
 
 OPTIONS = (
     "--dataset=parquet",
@@ -33,7 +32,7 @@ OPTIONS = (
 )
 
 
-def start(root: Path, shop: Shop) -> subprocess.Popen[str]:
+def start(root: Path, shop: Any) -> subprocess.Popen[str]:
     """The pipeline in a process group of its own, on a Ray cluster of its own."""
     command = [sys.executable, "-m", "pipelines", "autotower", f"--root={root}", f"--raw={shop.raw}", *OPTIONS]
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -42,7 +41,7 @@ def start(root: Path, shop: Shop) -> subprocess.Popen[str]:
     )
 
 
-def finish(root: Path, shop: Shop) -> str:
+def finish(root: Path, shop: Any) -> str:
     process = start(root, shop)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
@@ -56,7 +55,7 @@ def report(root: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_gives_the_same_report_twice_and_does_nothing_when_done(tmp_path: Path, shop: Shop) -> None:
+def test_a_run_gives_the_same_report_twice_and_does_nothing_when_done(tmp_path: Path, shop: Any) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     output = finish(first, shop)
     assert output.strip().endswith(f"Report: {first}/report/index.html")
@@ -70,7 +69,7 @@ def test_a_run_gives_the_same_report_twice_and_does_nothing_when_done(tmp_path: 
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["supernet", "search", "diagnose", "retrain"])
-def test_a_run_killed_at_a_random_moment_ends_with_the_same_report(tmp_path: Path, shop: Shop, stage: str) -> None:
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_report(tmp_path: Path, shop: Any, stage: str) -> None:
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     finish(undisturbed, shop)
     begun = {

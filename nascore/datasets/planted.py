@@ -15,25 +15,20 @@ from numpy.typing import NDArray
 from nascore.datasets import CHUNK, Dataset, Feature, Layout, OnBadRow
 from nascore.schema import Side
 
-RANK = 16
-SEGMENTS = 12
+RANK = 48
+KINDS = 24
+VALUES = 16
 BUCKETS = (8, 16)
 ACTIVITY = (8, 16, 32, 64)
 SHARES = (1 / 3, 1 / 3, 1 / 6, 1 / 6)
 SHOWN = 24
-SHARPNESS = 14.0
+SHARPNESS = 20.0
 WEIGHT = 1.5
 START, SPAN = 1_600_000_000, 64 * 86_400
 Matrix = NDArray[np.float64]
 
 
 class Planted(Dataset):
-    """`users` users, and an item for each pair of `left` values of a and `right` of b; all drawn from `seed`.
-
-    A user has 8, 16, 32 or 64 events, so each bucket, of fewer than 8, fewer than 16, and more events, holds all that
-    a third of the users are tested on.
-    """
-
     protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal")
 
     def __init__(
@@ -41,23 +36,26 @@ class Planted(Dataset):
         raw: str = "",
         on_bad_row: OnBadRow = "error",
         users: int = 2_400,
-        left: int = 32,
-        right: int = 32,
+        items: int = 1_024,
         seed: int = 0,
     ) -> None:
         super().__init__(raw, on_bad_row)
         rng = np.random.default_rng(seed)
-        a, b = (_centred(rng.standard_normal((count, RANK))) for count in (left, right))
-        self.items = _unit((a[:, None] * b).reshape(-1, RANK))
-        segments = _unit(rng.standard_normal((SEGMENTS, RANK)))
+        code = rng.permutation(VALUES**3)[:items]
+        self.a, self.b, self.c = code // VALUES**2, code // VALUES % VALUES, code % VALUES
+        first, second, gate = rng.standard_normal((3, VALUES, RANK))
+        x = first[self.a] + second[self.b]
+        self.items = _unit((x - x.mean(0)) * gate[self.c].clip(0))
+        one, other = _unit(rng.standard_normal((2, KINDS, RANK)))
         buckets = np.linalg.qr(rng.standard_normal((RANK, len(BUCKETS) + 1)))[0].T
-        self.preferences = _unit(segments[:, None] + WEIGHT * buckets)
-        self.segment = rng.integers(SEGMENTS, size=users)
+        self.kinds = rng.integers(KINDS, size=(2, users))
+        self.users = _unit(one[self.kinds[0]] + other[self.kinds[1]])
+        self.preferences = _unit(self.users[:, None] + WEIGHT * buckets)
         self.activity = rng.choice(ACTIVITY, users, p=SHARES)
-        self.left, self.right, self.seed = left, right, seed
+        self.seed = seed
 
     def layout(self) -> Layout:
-        features = (Feature("segment", "user"), Feature("a", "item"), Feature("b", "item"), Feature("event", "item"))
+        features = (Feature("segment", "user"), Feature("region", "user"), Feature("a", "item"), Feature("b", "item"), Feature("c", "item"), Feature("event", "item"))
         return Layout("user", "item", "timestamp", features, history=("event",), history_length=SHOWN)
 
     def rows(self) -> Iterator[pa.Table]:
@@ -72,19 +70,19 @@ class Planted(Dataset):
 
     def entities(self, side: Side) -> Iterator[pa.Table]:
         if side == "user":
-            yield pa.table({"user": np.arange(len(self.segment)), "segment": self.segment})
+            yield pa.table({"user": np.arange(len(self.users)), "segment": self.kinds[0], "region": self.kinds[1]})
         else:
             item = np.arange(len(self.items))
-            yield pa.table({"item": item, "a": item // self.right, "b": item % self.right, "event": np.ones_like(item)})
+            yield pa.table({"item": item, "a": self.a, "b": self.b, "c": self.c, "event": np.ones_like(item)})
 
     def draw(self):
         rng = np.random.default_rng((self.seed, 1))
-        taken = np.zeros((len(self.segment), len(self.items)), bool)
-        drawn = np.full((len(self.segment), max(ACTIVITY)), -1)
+        taken = np.zeros((len(self.users), len(self.items)), bool)
+        drawn = np.full((len(self.users), max(ACTIVITY)), -1)
         edges = (0, *BUCKETS, max(ACTIVITY))
         for bucket, (first, last) in enumerate(zip(edges, edges[1:], strict=False)):
             (user,) = np.nonzero(self.activity > first)
-            utility = SHARPNESS * (self.preferences[self.segment[user], bucket] @ self.items.T)
+            utility = SHARPNESS * (self.preferences[user, bucket] @ self.items.T)
             utility += rng.gumbel(size=utility.shape)
             utility[taken[user]] = -np.inf
             drawn[user, first:last] = np.argsort(-utility, axis=1)[:, : last - first]

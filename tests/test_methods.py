@@ -1,0 +1,257 @@
+"""The square: what every method inherits by being in the gallery. Weight sharing, a training step, prices, and names."""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from components.run import Run
+from nascore import plugins
+from nascore.cost import Budget, Cost
+from nascore.methods import Method, from_json
+from nascore.net import Net
+from nascore.ops import Op
+from nascore.ops.batch_norm import BatchNorm
+from nascore.rows import Data
+from nascore.schema import Batch, Schema
+from nascore.space import Genotype, Space
+from nascore.training import Fit
+
+TINY: Mapping[str, Mapping[str, Any]] = {
+    "autotower": {"blocks": 2, "item_blocks": 3, "embedding": 4, "width": 8, "output": 6},
+    "googlednn": {"size": "L", "embedding": 4, "output": 8},
+}
+COUNTED = ("linear", "addmm", "mm", "matmul", "bmm", "einsum", "conv")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method in one setting, over the shop."""
+
+    method: Method
+    data: Data
+
+    @property
+    def schema(self) -> Schema:
+        return self.data.schema
+
+    @property
+    def space(self) -> Space:
+        return self.method.space(self.schema)
+
+    def genotypes(self, count: int) -> list[Genotype]:
+        rng = Random(1)
+        return [self.space.sample(rng) for _ in range(count if self.space.size() > 1 else 1)]
+
+    def wide(self) -> Net:
+        """The net over the whole space; weights and moments as if it had been trained for long."""
+        torch.manual_seed(3)
+        net = self.method.net(self.schema, self.space)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.normal_(0, 0.3)
+            for norm in net.modules():
+                if isinstance(norm, BatchNorm):
+                    norm.running_mean.normal_(0, 0.3), norm.running_var.uniform_(0.5, 2), norm.weight.uniform_(0.5, 2)
+        return net
+
+    def narrow(self, genotype: Genotype) -> Net:
+        return self.method.net(self.schema, self.space.narrow(genotype))
+
+    def batch(self, rows: int = 48) -> Batch:
+        return next(self.data.batches(rows, seed=2))
+
+
+def settings(name: str) -> list[str]:
+    return ["default", *(["tiny"] if name in TINY else []), *plugins.load("methods", name).presets]
+
+
+def built(name: str, setting: str) -> Method:
+    room = plugins.load("methods", name)
+    return from_json({"name": name, **{"default": {}, "tiny": TINY.get(name, {}), **room.presets}[setting]})
+
+
+@pytest.fixture(params=[(name, setting) for name in plugins.names("methods") for setting in settings(name)], ids="-".join)
+def case(request: pytest.FixtureRequest, prepared: Callable[..., Run]) -> Case:
+    return Case(built(*request.param), prepared().rows("train"))
+
+
+def tensors(output: Any) -> Sequence[Tensor]:
+    return list(output.values()) if isinstance(output, Mapping) else [output]
+
+
+def assert_close(one: Any, other: Any) -> None:
+    for a, b in zip(tensors(one), tensors(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_the_net_under_a_mix_equals_the_narrow_net_that_inherits(case: Case) -> None:
+    wide, batch = case.wide().eval(), case.batch()
+    outputs = []
+    for genotype in case.genotypes(20):
+        narrow = case.narrow(genotype).inherit(wide).eval()
+        outputs.append(narrow.only()(batch))
+        assert_close(outputs[-1], wide.under(case.space.mix(genotype))(batch))
+    if len(outputs) > 1:
+        assert not torch.allclose(tensors(outputs[0])[1], tensors(outputs[1])[1], atol=1e-3), "genotypes must differ"
+
+
+def test_it_does_so_in_training_too(case: Case) -> None:
+    batch, wide = case.batch(), case.wide()
+    for genotype in case.genotypes(20):
+        narrow = case.narrow(genotype).inherit(wide)
+        outputs = []
+        for net, mix in ((wide, case.space.mix(genotype)), (narrow, narrow.space.mix(genotype))):
+            torch.manual_seed(0)
+            outputs.append(net.train().under(mix)(batch))
+        assert_close(*outputs)
+        known = wide.state_dict()
+        for name, value in narrow.state_dict().items():
+            if "running" in name:
+                torch.testing.assert_close(value, known[name], rtol=0, atol=1e-5)
+
+
+def test_prices_are_counted_weights(case: Case) -> None:
+    price = case.method.price(case.schema)
+    for genotype in case.genotypes(20):
+        narrow, cost = case.narrow(genotype), price(genotype, "")
+        weights = sum(parameter.numel() for parameter in narrow.parameters())
+        assert cost.params + cost.table_params == weights > 0
+        tables = sum(module.weight.numel() for module in narrow.modules() if isinstance(module, nn.Embedding))
+        assert cost.table_params == tables or not tables
+        assert narrow.cost(narrow.space.mix(genotype)) == cost, "the narrow net costs what the wide one says"
+
+
+class Flat(nn.Module):
+    """A net as fvcore wants it: tensors to tensors."""
+
+    def __init__(self, net: Net, batch: Batch) -> None:
+        super().__init__()
+        self.net, self.batch = net, batch
+
+    def forward(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self.batch.columns, columns, strict=True))
+        return tuple(tensors(self.net.only()(Batch(given, self.batch.keys, self.batch.rows))))
+
+
+def counted_macs(net: Net, batch: Batch) -> int:
+    """Multiply-adds of linear maps and matrix products as fvcore counts them, and those it cannot see."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore scripts and traces, both deprecated
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(Flat(net.eval(), batch), tuple(batch.columns.values()))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        seen = int(sum(analysis.by_operator()[name] for name in COUNTED))
+    return seen + sum(module.core_macs() for module in net.modules() if isinstance(module, Op))
+
+
+def test_prices_are_macs_counted_from_outside(case: Case) -> None:
+    price, batch = case.method.price(case.schema), case.batch(1)
+    for genotype in case.genotypes(4):
+        assert price(genotype, "").macs == counted_macs(case.narrow(genotype), batch)
+
+
+def test_the_price_is_the_sum_of_both_sides(case: Case) -> None:
+    price = case.method.price(case.schema)
+    for genotype in case.genotypes(5):
+        parts = case.narrow(genotype).costs(case.space.narrow(genotype).mix(genotype))
+        sides = sorted({name.partition("/")[0] for name in parts})
+        assert set(sides) <= {"user", "item"}
+        assert sum((price(genotype, side) for side in sides), Cost()) == price(genotype, "")
+
+
+def test_a_training_step_changes_exactly_the_active_weights(case: Case) -> None:
+    method, data = case.method, case.data
+    plan = replace(method.train, batch=48)
+    if not (plan.steps or plan.epochs):
+        assert not any(parameter.requires_grad for parameter in case.wide().parameters()), "solved, not trained"
+        return
+    supernet = method.supernet(case.schema, case.space, seed=0)
+    fit = Fit(supernet, method.task(case.schema), data, plan, seed=0)
+    for step in range(4):
+        before = {name: value.clone() for name, value in supernet.net.named_parameters()}
+        mix = supernet.sampler(None, step)
+        genotype = {
+            name: tuple(option for option, weight in zip(decision.options, mix[name], strict=True) if weight)
+            for name, decision in case.space.decisions.items()
+        }
+        active = {name for name, _ in case.narrow(genotype).named_parameters()}
+        assert fit.advance(1) > 0 and fit.step == step + 1
+        now = dict(supernet.net.named_parameters())
+        with_gradient = {name for name, value in now.items() if value.grad is not None}
+        changed = {name for name, value in now.items() if not torch.equal(value, before[name])}
+        pushed = {name for name in with_gradient if now[name].grad.abs().max() > 1e-7}
+        assert with_gradient == active
+        assert pushed <= changed <= active
+        assert len(pushed) > 0.7 * len(active), "all but what a batch norm or a softmax takes away"
+
+
+def test_the_solved_are_solved(prepared: Callable[..., Run]) -> None:
+    data = prepared().rows("train")
+    net = Case(built("popularity", "default"), data).wide()
+    net.solve(data)
+    items = data.keys(torch.arange(data.rows))[1]
+    assert net.events[:, 0].tolist() == [float((items == item).sum()) for item in range(data.schema.items)]
+    output = net.only()(next(data.batches(5, seed=0)))
+    assert torch.equal(output["user"], torch.ones(5, 1)) and output["item"].shape == (5, 1)
+
+
+def test_the_same_seed_gives_the_same_weights(case: Case) -> None:
+    one, same, other = (case.method.supernet(case.schema, case.space, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one) or not case.method.train.epochs
+
+
+def test_a_method_survives_json(case: Case) -> None:
+    told = json.loads(json.dumps(case.method.to_json()))
+    assert from_json(told) == case.method
+    assert told["name"] == case.method.name in plugins.names("methods")
+    genotype = case.genotypes(1)[0]
+    assert from_json(told).model_id(genotype, "d") == case.method.model_id(genotype, "d")
+
+
+def test_settings_differ(case: Case) -> None:
+    default = built(case.method.name, "default")
+    genotype = case.genotypes(1)[0]
+    assert (default.model_id(genotype, "d") == case.method.model_id(genotype, "d")) == (default == case.method)
+
+
+def test_a_model_is_named_by_all_that_makes_it(case: Case) -> None:
+    texts = {(json.dumps(genotype, sort_keys=True), digest) for genotype in case.genotypes(20) for digest in "de"}
+    ids = {case.method.model_id(genotype, digest) for genotype in case.genotypes(20) for digest in "de"}
+    assert len(ids) == len(texts)
+    assert all(len(one) == 12 and set(one) <= set("0123456789abcdef") for one in ids)
+    genotype = case.genotypes(1)[0]
+    assert case.method.model_id(dict(reversed(genotype.items())), "d") == case.method.model_id(genotype, "d")
+
+
+def test_budgets_are_read_by_name_or_as_text(case: Case) -> None:
+    price = case.method.price(case.schema)
+    for name in case.method.budgets:
+        Budget(case.method.limits(name), price)
+    assert case.method.limits("macs=3e5,user/params=10") == {"macs": 3e5, "user/params": 10}
+    with pytest.raises(ValueError, match=f"'XXL'.*with a name in {case.method.name}: "):
+        case.method.limits("XXL")
+
+
+def test_plans_can_be_followed(case: Case) -> None:
+    method = case.method
+    assert method.retrain and method.retrain[-1].plan.batch > 0
+    assert method.label and method.candidates >= 1
+    assert method.task(case.schema).headline in method.task(case.schema).evaluate(
+        case.wide().eval().under(case.space.mix(case.genotypes(1)[0])), case.data
+    ).values
+
+
+def test_unknown_fields_are_an_error() -> None:
+    with pytest.raises(KeyError, match="blockz"):
+        from_json({"name": "autotower", "blockz": 3})
+    with pytest.raises(ValueError, match="no 'nothing' in methods; there are: autotower"):
+        from_json({"name": "nothing"})

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 NONE = "–"
 SIGNS = {
     **{"solid": "━━", "dash": "╍╍", "dot": "┅┅", "circle": "●", "diamond-open": "◇"},
-    **{"star": "★", "hexagram": "✶", "star-diamond": "✦", "star-square": "◆", "star-triangle-up": "▲"},
+    **{"star": "★", "square": "■", "triangle-up": "▲", "hexagon": "⬢", "cross": "✚"},
 }
 
 CSS = """
@@ -28,15 +28,16 @@ CSS = """
   --c7: #f08fb4; --c8: #a3adb6; } }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--bg); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+body { margin: 0; background: var(--bg); color: var(--ink); font: 16px/1.55 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
 header, main { max-width: 1180px; margin: 0 auto; padding: 0 24px; }
 header { padding-top: 48px; }
 h1 { font-size: clamp(1.7rem, 4vw, 2.5rem); line-height: 1.15; letter-spacing: -.02em; margin: 0 0 20px; }
 h2 { font-size: 1.35rem; letter-spacing: -.01em; margin: 0 0 4px; }
 h3 { font-size: 1rem; margin: 28px 0 4px; }
-p { margin: 0 0 12px; max-width: 72ch; overflow-wrap: anywhere; }
+p { margin: 0 0 12px; max-width: 72ch; }
 a { color: var(--accent); }
-code, pre { font: .86em/1.5 ui-monospace, monospace; overflow-wrap: anywhere; }
+code, pre { font: .86em/1.5 ui-monospace, monospace; }
 section { border-top: 1px solid var(--line); padding: 32px 0 28px; }
 .eyebrow, .lead, .note, caption { color: var(--muted); }
 .eyebrow { font-size: .85rem; margin-bottom: 8px; }
@@ -49,18 +50,20 @@ nav a:hover { text-decoration: underline; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; margin: 24px 0; }
 .tiles div { background: var(--panel); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .tiles b { display: block; font-size: 1.7rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
-.tiles span { display: block; font-size: .85rem; color: var(--muted); overflow-wrap: anywhere; }
+.tiles span { display: block; font-size: .85rem; color: var(--muted); }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 10px 32px; margin: 0;
   font-size: .92rem; }
 .numbers { grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); }
 dt { color: var(--muted); font-size: .82rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
+dd { margin: 0; }
 .scroll { overflow-x: auto; margin: 12px 0; position: relative; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 6px; font-size: .88rem; }
+caption span { display: inline-block; max-width: min(calc(100vw - 32px), 72ch); }
 th, td { padding: 7px 8px; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-thead th { color: var(--muted); font-weight: 600; font-size: .82rem; vertical-align: bottom; }
+thead th { color: var(--muted); font-weight: 600; font-size: .82rem; vertical-align: bottom; white-space: normal;
+  overflow-wrap: normal; }
 tbody th { font-weight: 500; white-space: normal; min-width: 130px; position: sticky; left: 0; background: var(--bg); }
 .text, th:first-child { text-align: left; }
 th:first-child { padding-left: 0; }
@@ -78,10 +81,10 @@ pre { background: var(--soft); border-radius: 8px; padding: 14px 16px; margin: 8
 .figure { margin: 8px 0; } .plot { width: 100%; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 16px; margin: 4px 0; }
 .legend button { border: 0; background: none; color: inherit; font: inherit; font-size: .86rem; padding: 3px 0;
-  cursor: pointer; }
+  cursor: pointer; text-align: left; }
 .legend button span { display: inline-block; min-width: 1.3em; }
 .legend button[aria-pressed=false] { color: var(--muted); text-decoration: line-through; }
-.views { border: 0; margin: 8px 0; padding: 0; min-width: 0; }
+.views { border: 0; margin: 8px 0; padding: 0; min-width: 0; position: relative; }
 .views legend { font-size: .85rem; color: var(--muted); padding: 0; margin-bottom: 4px; }
 .views > label { display: inline-block; margin: 0 6px 6px 0; border: 1px solid var(--line); border-radius: 999px;
   padding: 3px 14px; font-size: .88rem; cursor: pointer; }
@@ -234,7 +237,7 @@ def table(
     end = f"<tfoot><tr>{cells(foot, 'row')}</tr></tfoot>" if foot else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{cells([escape(title) for title in head], 'col')}</tr></thead>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{cells([escape(title) for title in head], 'col')}</tr></thead>"
         f"<tbody>{body}</tbody>{end}</table></div>"
     )
 
@@ -265,7 +268,7 @@ def short(value: float) -> str:
     """Three digits and a unit: 1.23 M."""
     for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * scale:
-            return f"{value / scale:.3g} {unit}"
+            return f"{value / scale:.3g}\u00a0{unit}"
     return f"{value:,.0f}"
 
 
@@ -277,6 +280,6 @@ def count(value: float | None) -> str:
 def duration(seconds: float) -> str:
     """Seconds as 0.5 s, 42 s, 3 min 20 s or 2 h 5 min."""
     if seconds < 59.5:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.2g}\u00a0s" if seconds < 10 else f"{seconds:.0f}\u00a0s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return (f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min").replace(" ", "\u00a0")

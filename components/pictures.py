@@ -16,7 +16,7 @@ from nascore.space import Genotype
 COLOURS = 8
 SHOWN = 2_500
 WIDE = 30
-STARS = ("star", "hexagram", "star-diamond", "star-square", "star-triangle-up")
+MARKS = ("star", "square", "triangle-up", "hexagon", "cross")
 Row = Mapping[str, Any]
 
 
@@ -40,17 +40,20 @@ def whiskers(rows: Sequence[Row], metric: str) -> str:
                 "error_x": {"type": "data", "color": paint, "thickness": 2, "width": 5, **spread},
             }
         )
-    labels = []
-    for place, row in enumerate(rows, 1):
-        for text, side, x in ((row["model"], "left", 0), (number(row["value"]), "right", 1)):
+    labels, lines = [], [wrap(row["model"], 40) for row in rows]
+    tallest = max(map(len, lines))
+    for place, (row, broken) in enumerate(zip(rows, lines, strict=True), 1):
+        for text, side, x in (("<br>".join(map(_plain, broken)), "left", 0), (number(row["value"]), "right", 1)):
             where = {"x": x, "xref": "paper", "xanchor": side, "y": height - place, "yanchor": "bottom", "yshift": 7}
-            labels.append({"text": _plain(text), "showarrow": False, **where})
+            labels.append({"text": text, "align": "left", "showarrow": False, **where})
+    step = 29 + 17 * tallest
     layout = {
         "xaxis": _axis(metric),
-        "yaxis": {"visible": False, "range": [-0.5, height - 0.15]},
+        "yaxis": {"visible": False, "range": [-0.5, height - 1 + (17 * tallest + 16) / step]},
         "annotations": labels,
     }
-    return plot(f"{metric} of each model: {'; '.join(map(_told, rows))}", traces, layout, 70 + 46 * height)
+    said = "; ".join(map(_told, rows))
+    return plot(f"{metric} of each model: {said}", traces, layout, 70 + step * height)
 
 
 def _told(row: Row) -> str:
@@ -110,8 +113,8 @@ def front(
         look = {"color": "var(--ink)", "size": 10, "symbol": "diamond-open", "line": {"width": 1.6}}
         traces.append(_scored(others, title, "retrained", look))
     compared = {row["model_id"]: row for row in once if marked[row["model_id"]]}
-    for row, symbol in zip((compared[one] for one in marked if one in compared), cycle(STARS), strict=False):
-        look = {"color": _colour(strategies.index(row["strategy"])), "size": 15, "symbol": symbol}
+    for row, symbol in zip((compared[one] for one in marked if one in compared), cycle(MARKS), strict=False):
+        look = {"color": _colour(strategies.index(row["strategy"])), "size": 14, "symbol": symbol}
         outline = {"line": {"color": "var(--ink)", "width": 1.4}}
         traces.append(_scored([row], title, marked[row["model_id"]], {**look, **outline}))
     costs = [row["cost"] for row in rows]

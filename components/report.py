@@ -155,7 +155,7 @@ def comparison(told: Told) -> str:
     content += pictures.whiskers([model["metrics"][told.headline] for model in told.models], told.headline)
     content += _metrics(told, "Quality and cost of every model", chosen, [told.headline], costs=True)
     if len(warm) > len(chosen):
-        content += details("All metrics with intervals", _metrics(told, "All metrics", warm, warm))
+        content += details("All metrics", _metrics(told, "All metrics", warm, warm))
     if cold:
         content += _metrics(told, "Users without training rows", cold, cold)
     if told.report.get("paired"):
@@ -254,7 +254,7 @@ def front(told: Told) -> str:
     text = "A dot is a scored genotype; the line is the front, the best score at each cost or below. Diamonds and "
     text += "stars were retrained, stars are in the comparison. Dashed: the limits of the budgets."
     if len(rows) > pictures.SHOWN:
-        text += f" Of {len(rows):,} genotypes every {-(-len(rows) // pictures.SHOWN)}th is drawn, the front from all."
+        text += f" One in {-(-len(rows) // pictures.SHOWN)} of {len(rows):,} genotypes is drawn; the front is that of all."
     return lead(text) + views("front", "Cost", panels)
 
 
@@ -312,7 +312,7 @@ def architecture(told: Told) -> str:
     text = (
         "A column is a part of the model, a box a decision with what was chosen. The number in a box is its MACs, the "
     )
-    text += "bar their share of all."
+    text += "bar its share of all."
     return lead(text) + f'<div class="drawings">{"".join(drawings)}</div>'
 
 

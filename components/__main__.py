@@ -9,15 +9,13 @@ USAGE = """usage: python -m components <stage> <run-url>
 
 stages: {stages}
 """
-PLUMBING = ("run", "workers", "pictures", "check")
+STAGE = "def main(run: Run) -> None:"
 
 
 def main(arguments: list[str]) -> int:
     """The exit code: 0 when done, 1 when it failed, 2 for a wrong command line."""
     folder = Path(__file__).parent
-    stages = sorted(
-        file.stem for file in folder.glob("*.py") if not file.stem.startswith("_") and file.stem not in PLUMBING
-    )
+    stages = sorted(file.stem for file in folder.glob("*.py") if STAGE in file.read_text(encoding="utf-8").splitlines())
     if len(arguments) < 2 or arguments[0] not in (*stages, "check"):
         print(USAGE.format(stages=", ".join(stages)))
         return 0 if arguments in (["-h"], ["--help"]) else 2
@@ -36,7 +34,7 @@ def main(arguments: list[str]) -> int:
         else:
             import_module(f"components.{arguments[0]}").main(run)
             print(f"{arguments[0]}: done")
-    except (ValueError, OSError) as error:
+    except (ValueError, ArithmeticError, OSError) as error:
         print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
         return 1
     return 0

@@ -81,14 +81,14 @@ pre { background: var(--soft); border-radius: 8px; padding: 14px 16px; margin: 8
 .figure { margin: 8px 0; } .plot { width: 100%; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 16px; margin: 4px 0; }
 .legend button { border: 0; background: none; color: inherit; font: inherit; font-size: .86rem; padding: 3px 0;
-  cursor: pointer; text-align: left; }
-.legend button span { display: inline-block; min-width: 1.3em; }
+  cursor: pointer; text-align: left; padding-left: 1.7em; text-indent: -1.7em; }
+.legend button span { display: inline-block; width: 1.7em; text-indent: 0; }
 .legend button[aria-pressed=false] { color: var(--muted); text-decoration: line-through; }
 .views { border: 0; margin: 8px 0; padding: 0; min-width: 0; position: relative; }
 .views legend { font-size: .85rem; color: var(--muted); padding: 0; margin-bottom: 4px; }
 .views > label { display: inline-block; margin: 0 6px 6px 0; border: 1px solid var(--line); border-radius: 999px;
   padding: 3px 14px; font-size: .88rem; cursor: pointer; }
-.views input { position: absolute; opacity: 0; }
+.views input { position: absolute; left: 0; opacity: 0; }
 .views input:checked + label { background: var(--accent); border-color: var(--accent); color: var(--bg); }
 .views input:focus-visible + label { outline: 2px solid var(--ink); outline-offset: 2px; }
 .drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 347px), 1fr)); gap: 8px 32px; }
@@ -188,7 +188,7 @@ def plot(alt: str, traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any
     source = json.dumps(figure, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     named = {trace["name"]: _sign(trace) for trace in reversed(traces) if "name" in trace}
     legend = "".join(
-        f'<button type="button" aria-pressed="true" value="{escape(name)}">{sign} {name}</button>'
+        f'<button type="button" aria-pressed="true" value="{escape(name)}">{sign}{name}</button>'
         for name, sign in reversed(named.items())
     )
     shown = f'<div class="legend">{legend}</div>' if len(named) > 1 else ""
@@ -237,7 +237,8 @@ def table(
     end = f"<tfoot><tr>{cells(foot, 'row')}</tr></tfoot>" if foot else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{cells([escape(title) for title in head], 'col')}</tr></thead>"
+        f"<caption><span>{escape(caption)}</span></caption>"
+        f"<thead><tr>{cells([escape(title) for title in head], 'col')}</tr></thead>"
         f"<tbody>{body}</tbody>{end}</table></div>"
     )
 
@@ -282,4 +283,5 @@ def duration(seconds: float) -> str:
     if seconds < 59.5:
         return f"{seconds:.2g}\u00a0s" if seconds < 10 else f"{seconds:.0f}\u00a0s"
     minutes, rest = divmod(round(seconds), 60)
-    return (f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min").replace(" ", "\u00a0")
+    told = f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return told.replace(" ", "\u00a0")

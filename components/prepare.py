@@ -36,8 +36,6 @@ def main(run: Run) -> None:
     """Write rows by split, histories, entity tables, statistics and `schema.json`."""
     with run.stage("prepare") as folder, tempfile.TemporaryDirectory(prefix="nascore-prepare-") as scratch:
         dataset = run.raw_data()
-        if run.protocol not in dataset.protocols:
-            raise DataError(f"{run.dataset} has no protocol {run.protocol!r}; it has: {', '.join(dataset.protocols)}")
         protocol: Protocol = plugins.load("protocols", run.protocol)()
         log = Log(dataset, Path(scratch))
         log.read()

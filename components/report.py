@@ -224,9 +224,8 @@ def search(told: Told) -> str:
             panels[budget] = pictures.progress(own, run.strategies, fitness)
     searches, different = (len({trial[name] for trial in told.trials}) for name in ("trial", "genotype"))
     text = f"{searches} searches scored {len(told.trials):,} genotypes, {different:,} of them different, with the "
-    text += (
-        f"supernet's weights on validation rows. The score is {fitness}; a line is one search, a colour one strategy."
-    )
+    text += f"supernet's weights on validation rows. Score: {fitness}, higher is better. A line is one search, a "
+    text += "colour one strategy."
     return lead(text) + views("progress", "Budget", panels)
 
 
@@ -251,10 +250,12 @@ def front(told: Told) -> str:
         lines = [("" if "=" in budget else f"{budget} ") + f"≤ {short(limit)}" for budget, limit in kept.items()]
         drawn = list(zip(lines, kept.values(), strict=True))
         panels[title] = pictures.front(priced, title, run.strategies, drawn, marked)
-    text = "A dot is a scored genotype; the line is the front, the best score at each cost or below. Diamonds and "
-    text += "stars were retrained, stars are in the comparison. Dashed: the limits of the budgets."
+    text = "A dot is a scored genotype; the line is the front, the best score at each cost or below. Open diamonds "
+    text += "were retrained; large marks won and are in the comparison. Dashed: the limits of the budgets."
     if len(rows) > pictures.SHOWN:
-        text += f" One in {-(-len(rows) // pictures.SHOWN)} of {len(rows):,} genotypes is drawn; the front is that of all."
+        text += (
+            f" One in {-(-len(rows) // pictures.SHOWN)} of {len(rows):,} genotypes is drawn; the front is that of all."
+        )
     return lead(text) + views("front", "Cost", panels)
 
 
@@ -309,10 +310,8 @@ def architecture(told: Told) -> str:
         )
         title = escape(told.label(model_id))
         drawings.append(f'<article><h3>{title}</h3><p class="note">{line}</p>{drawn}</article>')
-    text = (
-        "A column is a part of the model, a box a decision with what was chosen. The number in a box is its MACs, the "
-    )
-    text += "bar its share of all."
+    text = "A column is a part of the model, a box a decision with what was chosen. The number in a box is its MACs, "
+    text += "the bar its share of all."
     return lead(text) + f'<div class="drawings">{"".join(drawings)}</div>'
 
 

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nascore import plugins
-from nascore.cost import Budget
-from nascore.datasets import Dataset, OnBadRow
+from nascore.cost import Budget, Cost
+from nascore.datasets import DataError, Dataset, OnBadRow
 from nascore.methods import Method, from_json
 from nascore.rows import Data, Mode
 from nascore.schema import Schema
@@ -216,8 +216,25 @@ class Run:
         return Schema.from_json((self.folder / "prepare").read_text("schema.json"))
 
     def raw_data(self) -> Dataset:
+        """The reader of the raw files; raises if it does not have the run's protocol."""
         dataset: Dataset = plugins.load("datasets", self.dataset)(self.raw, self.on_bad_row)
+        if self.protocol not in dataset.protocols:
+            raise DataError(f"{self.dataset} has no protocol {self.protocol!r}; it has: {', '.join(dataset.protocols)}")
         return dataset
+
+    def check(self) -> None:
+        """Raise for all that can be known to be wrong before a stage runs."""
+        self.raw_data().layout()
+        for strategy in self.strategies:
+            plugins.build("strategies", strategy, Space([]), 0, ())
+        for budget in self.budgets:
+            Budget(self.method.limits(budget), lambda genotype, under: Cost())
+        for stage in self.stages:
+            if not Path(__file__).with_name(f"{stage}.py").exists():
+                raise ValueError(f"no stage {stage!r}; there are: {', '.join(STAGES)}")
+        for name in ("strategies", "budgets", "seeds"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
+                raise ValueError(f"--{name} needs one or more, each once; not {list(getattr(self, name))}")
 
     def rows(self, split: str, mode: Mode = "resident", rank: int = 0, world: int = 1, device: str = "cpu") -> Data:
         """A split of the prepared data."""
@@ -259,15 +276,14 @@ class Run:
         """Write `run.json`; a folder that holds another run is refused, with what differs."""
         mine = json.loads(json.dumps(self.to_json()))
         if self.folder.exists("run.json"):
-            theirs = self.folder.read_json("run.json")
-            differs = [
-                name for name in mine if name not in ("workers", "stages", "root") and mine[name] != theirs.get(name)
-            ]
+            here, there = (
+                _leaves({name: value for name, value in run.items() if name not in ("workers", "stages", "root")})
+                for run in (mine, self.folder.read_json("run.json"))
+            )
+            differs = [name for name in here | there if here.get(name) != there.get(name)]
             if differs:
-                told = "; ".join(f"{name}: {theirs.get(name)} there, {mine[name]} here" for name in differs)
-                raise ValueError(
-                    f"{self.root} holds another run ({told}). Choose another --root, or remove that folder"
-                )
+                told = "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differs)
+                raise ValueError(f"{self.root} holds another run. {told}. Choose another --root, or remove that folder")
         self.folder.write_json("run.json", mine)
 
     @staticmethod
@@ -290,3 +306,11 @@ class Run:
                 "workers": Workers(**known["workers"]),
             }
         )
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """The plain values inside a JSON value, by their paths."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return {path: leaf for key, one in inner for path, leaf in _leaves(one, f"{name}.{key}".strip(".")).items()}

@@ -83,6 +83,7 @@ def _tune(run: Run, searches: Sequence[Search], board: Any) -> None:
             tune_config=tune.TuneConfig(metric="best", mode="max", reuse_actors=True),
             run_config=tune.RunConfig(name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0),
         ).fit()
+        ray.kill(table)
         for error in results.errors:
             raise error
 
@@ -227,7 +228,7 @@ def write_results(run: Run, folder: Folder, searches: Sequence[Search]) -> None:
             ):
                 table = table.add_column(0, title, pa.array([value] * len(table)))
             tables.append(table)
-    trials = pa.concat_tables(tables)
+    trials = pa.concat_tables(tables, promote_options="default")  # a batch without any score has a column of nulls
     rows = [row for row in trials.to_pylist() if row["score"] is not None]
     rows.sort(key=lambda row: (-row["score"], row["macs"], row["genotype"]))
     candidates = []

@@ -6,6 +6,7 @@ training goes on from the newest whole one to the same weights.
 
 import tempfile
 import time
+from math import isfinite
 from typing import Any
 
 import ray.train
@@ -71,6 +72,8 @@ def continue_training(run: Run, rank: int = 0, world: int = 1, tell: Any = lambd
     while fit.step < plan.steps:
         upto = min(plan.steps, (fit.step // run.workers.checkpoint + 1) * run.workers.checkpoint)
         loss = fit.advance(min(TOLD_EVERY, upto - fit.step))
+        if not isfinite(loss):
+            raise FloatingPointError(f"the supernet's loss is {loss} at step {fit.step}; lower its learning rate")
         curve.append({"step": fit.step, "loss": loss, "seconds": round(before + time.monotonic() - started, 3)})
         if rank == 0:
             tell(News(fit.step, plan.steps, "steps", loss, "loss"))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def watching(stage: str) -> Iterator[Any]:
     finally:
         over.set()
         thread.join()
+        ray.kill(board)
 
 
 def _live(stage: str, board: Any, over: threading.Event) -> None:
@@ -226,7 +228,7 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
         "value": outcome.value,
         "best_epoch": outcome.best_epoch,
         "steps": outcome.steps,
-        "curve": outcome.curve,
+        "curve": [[number if isfinite(number) else None for number in epoch] for epoch in outcome.curve],
         "seconds": round(time.monotonic() - started, 3),
     }
     folder.write_json("result.json", result)

@@ -22,6 +22,7 @@ from nascore.training import Fitness
 
 Prefix = tuple[str, ...]
 CHUNK = 8_192
+EXPONENT = 80.0
 
 
 class Chain:
@@ -163,12 +164,18 @@ class PrefixScorer:
         self.items, self.sizes = item.long(), [len(batch) for batch in batches]
         batch_of = torch.repeat_interleave(torch.tensor(self.sizes, device=item.device))
         self.batch_of = batch_of
-        self.compact = len(user) * len(item) <= sum(size * size for size in self.sizes)
+        few = len(user) * len(item) <= sum(size * size for size in self.sizes)
+        self.compact = few and (self.fitness.kind == "loss@1" or self._widest_gap() < EXPONENT)
         if self.compact:
             counts = torch.zeros(len(item), len(batches), device=item.device)
             self.counts_JN = counts.index_put(
                 (self.item_of, batch_of), torch.ones(len(batch_of), device=item.device), True
             )
+
+    def _widest_gap(self) -> float:
+        """How far apart two logits of a user can be: beyond `EXPONENT`, float32 cannot hold both exponentials."""
+        gap_J = self.task.gap[self.items].log() if self.task.correct else torch.zeros(1)
+        return 2 / self.task.temperature + float(gap_J.max() - gap_J.min())
 
     @torch.inference_mode()
     def __call__(self, genotypes: Sequence[Genotype]) -> list[float]:

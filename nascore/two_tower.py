@@ -38,6 +38,9 @@ class TwoTower(Net):
         shown = tuple(column for column in item_key if column.name in schema.history)
         self.tables = embedding((*schema.of("user"), *schema.of("item"), *shown), width)
         self.width = width
+        for side, known in (("user", self.user_width + self.history_width), ("item", self.item_width)):
+            if not known:
+                raise ValueError(f"nothing is known of a {side}: name at least one feature of side {side}")
 
     @property
     def user_width(self) -> int:
@@ -59,7 +62,8 @@ class TwoTower(Net):
         for side in ("user", "item"):
             if side in batch.keys:
                 columns = self.schema.of("user" if side == "user" else "item")
-                x[side] = torch.cat([self._look_up(column, batch[column.name]) for column in columns], 1)
+                parts = [self._look_up(column, batch[column.name]) for column in columns]
+                x[side] = torch.cat(parts, 1) if parts else torch.zeros(len(batch), 0, device=batch.rows.device)
         if "history" in batch:
             events = [self.tables[name](batch[f"history/{name}"]) for name in self.schema.history]
             x["history"], x["mask"] = torch.cat(events, 2), batch["history"] != 0

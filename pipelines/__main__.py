@@ -2,6 +2,8 @@
 
 import sys
 import time
+from argparse import ArgumentParser
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,12 @@ def main(arguments: list[str]) -> int:
     if arguments[0] not in names:
         print(f"error: no pipeline {arguments[0]!r}; there are: {', '.join(names)}", file=sys.stderr)
         return 2
-    return execute(parse(arguments[0], arguments[1:]))
+    try:
+        run = parse(arguments[0], arguments[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return execute(run)
 
 
 def _headline(name: str) -> str:
@@ -34,10 +41,11 @@ def _headline(name: str) -> str:
 
 def parse(name: str, arguments: list[str]) -> "Run":
     """The run that a command line describes; `--preset` changes the method's defaults before anything else is read."""
-    from jsonargparse import ArgumentParser
+    import jsonargparse
 
     function = getattr(import_module(f"pipelines.{name}"), name)
-    parser = ArgumentParser(prog=f"python -m pipelines {name}", description=function.__doc__.split("\n")[0])
+    about = function.__doc__.split("\n")[0]
+    parser = jsonargparse.ArgumentParser(prog=f"python -m pipelines {name}", description=about)
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     method = type(function.__kwdefaults__["method"])
     parser.add_argument(
@@ -60,12 +68,17 @@ def _underscored(argument: str) -> str:
 
 
 def _preset(arguments: list[str]) -> str:
-    for place, argument in enumerate(arguments):
-        if argument == "--preset" and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if argument.startswith("--preset="):
-            return argument.partition("=")[2]
-    return "paper"
+    """The preset that the command line asks for, or else its `--config` file; whatever is wrong is told later."""
+    early = ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset")
+    early.add_argument("--config", type=Path)
+    known, _ = early.parse_known_args(arguments)
+    if known.preset is None and known.config and known.config.is_file():
+        import yaml
+
+        with suppress(yaml.YAMLError, AttributeError):
+            known.preset = yaml.safe_load(known.config.read_text(encoding="utf-8")).get("preset")
+    return str(known.preset)
 
 
 def _flat(prefix: str, settings: Any) -> dict[str, Any]:
@@ -78,20 +91,22 @@ def _flat(prefix: str, settings: Any) -> dict[str, Any]:
 def execute(run: "Run") -> int:
     """Take a run through its stages; finished ones are skipped, so the same command continues or does nothing."""
     import_module("components.run").environment()
+    begun = False
     try:
-        run.raw_data().layout()
+        run.check()
         run.save()
         for stage in run.stages:
             if (run.folder / stage).done:
                 print(f"{stage}: done before", flush=True)
                 continue
             print(f"{stage} …", flush=True)
-            started = time.monotonic()
+            begun, started = True, time.monotonic()
             import_module(f"components.{stage}").main(run)
             print(f"{stage}: done in {time.monotonic() - started:.1f} s", flush=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, ArithmeticError, OSError) as error:
         print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
-        print("What is finished stays; the same command continues.", file=sys.stderr)
+        if begun:
+            print("What is finished stays; the same command continues.", file=sys.stderr)
         return 1
     if (run.folder / "report").done:
         print(f"Report: {run.folder.url}/report/index.html")

@@ -34,15 +34,17 @@ def fit_of(url: str, rank: int = 0, world: int = 1) -> Fit:
     return Fit(METHOD.supernet(data.schema, space, 5), METHOD.task(data.schema), data, METHOD.train, 5)
 
 
-def trained(url: str, dtype: torch.dtype, steps: int, rank: int = 0, world: int = 1) -> tuple[State, State, list[float]]:
-    """Final weights, gradients of the first step, and the loss of each."""
+def trained(
+    url: str, dtype: torch.dtype, steps: int, rank: int = 0, world: int = 1
+) -> tuple[State, State, list[float]]:
+    """Final weights, gradients of the first step, its loss, and the mean loss of the others."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         fit = fit_of(url, rank, world)
         losses = [fit.advance(1)]
         gradients = {name: p.grad.clone() for p, name in fit.names.items() if p.grad is not None}
-        losses += [fit.advance(1) for _ in range(steps - 1)]
+        losses.append(fit.advance(steps - 1))
         return {name: value.clone() for name, value in fit.weights().items()}, gradients, losses
     finally:
         torch.set_default_dtype(before)

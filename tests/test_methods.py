@@ -1,9 +1,10 @@
-"""The square: what every method inherits by being in the gallery. Weight sharing, a training step, prices, and names."""
+"""The square, and what else a method inherits by being in the gallery: a training step, prices, names."""
 
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 
 from components.run import Run
 from nascore import plugins
-from nascore.cost import Budget, Cost
+from nascore.cost import Budget, Cost, Price
 from nascore.methods import Method, from_json
 from nascore.net import Net
 from nascore.ops import Op
 from nascore.ops.batch_norm import BatchNorm
 from nascore.rows import Data
-from nascore.schema import Batch, Schema
+from nascore.schema import Batch
 from nascore.space import Genotype, Space
 from nascore.training import Fit
 
@@ -30,20 +31,16 @@ TINY: Mapping[str, Mapping[str, Any]] = {
 COUNTED = ("linear", "addmm", "mm", "matmul", "bmm", "einsum", "conv")
 
 
-@dataclass(frozen=True)
 class Case:
     """A method in one setting, over the shop."""
 
-    method: Method
-    data: Data
+    def __init__(self, method: Method, data: Data) -> None:
+        self.method, self.data, self.schema = method, data, data.schema
+        self.space: Space = method.space(self.schema)
 
-    @property
-    def schema(self) -> Schema:
-        return self.data.schema
-
-    @property
-    def space(self) -> Space:
-        return self.method.space(self.schema)
+    @cached_property
+    def price(self) -> Price:
+        return self.method.price(self.schema)
 
     def genotypes(self, count: int) -> list[Genotype]:
         rng = Random(1)
@@ -77,7 +74,11 @@ def built(name: str, setting: str) -> Method:
     return from_json({"name": name, **{"default": {}, "tiny": TINY.get(name, {}), **room.presets}[setting]})
 
 
-@pytest.fixture(params=[(name, setting) for name in plugins.names("methods") for setting in settings(name)], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[(name, setting) for name in plugins.names("methods") for setting in settings(name)],
+    ids="-".join,
+)
 def case(request: pytest.FixtureRequest, prepared: Callable[..., Run]) -> Case:
     return Case(built(*request.param), prepared().rows("train"))
 
@@ -118,7 +119,7 @@ def test_it_does_so_in_training_too(case: Case) -> None:
 
 
 def test_prices_are_counted_weights(case: Case) -> None:
-    price = case.method.price(case.schema)
+    price = case.price
     for genotype in case.genotypes(20):
         narrow, cost = case.narrow(genotype), price(genotype, "")
         weights = sum(parameter.numel() for parameter in narrow.parameters())
@@ -153,13 +154,13 @@ def counted_macs(net: Net, batch: Batch) -> int:
 
 
 def test_prices_are_macs_counted_from_outside(case: Case) -> None:
-    price, batch = case.method.price(case.schema), case.batch(1)
+    price, batch = case.price, case.batch(1)
     for genotype in case.genotypes(4):
         assert price(genotype, "").macs == counted_macs(case.narrow(genotype), batch)
 
 
 def test_the_price_is_the_sum_of_both_sides(case: Case) -> None:
-    price = case.method.price(case.schema)
+    price = case.price
     for genotype in case.genotypes(5):
         parts = case.narrow(genotype).costs(case.space.narrow(genotype).mix(genotype))
         sides = sorted({name.partition("/")[0] for name in parts})
@@ -233,7 +234,7 @@ def test_a_model_is_named_by_all_that_makes_it(case: Case) -> None:
 
 
 def test_budgets_are_read_by_name_or_as_text(case: Case) -> None:
-    price = case.method.price(case.schema)
+    price = case.price
     for name in case.method.budgets:
         Budget(case.method.limits(name), price)
     assert case.method.limits("macs=3e5,user/params=10") == {"macs": 3e5, "user/params": 10}
@@ -245,9 +246,12 @@ def test_plans_can_be_followed(case: Case) -> None:
     method = case.method
     assert method.retrain and method.retrain[-1].plan.batch > 0
     assert method.label and method.candidates >= 1
-    assert method.task(case.schema).headline in method.task(case.schema).evaluate(
-        case.wide().eval().under(case.space.mix(case.genotypes(1)[0])), case.data
-    ).values
+    assert (
+        method.task(case.schema).headline
+        in method.task(case.schema)
+        .evaluate(case.wide().eval().under(case.space.mix(case.genotypes(1)[0])), case.data)
+        .values
+    )
 
 
 def test_unknown_fields_are_an_error() -> None:

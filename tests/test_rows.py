@@ -143,7 +143,7 @@ def test_an_epoch_visits_distinct_rows_and_the_next_one_others(opened: Callable[
 def test_a_start_is_skipping(opened: Callable[..., Data]) -> None:
     steps = 2 * opened().steps_per_epoch(64) + 3
     whole = taken(opened(), 64, steps)
-    for start in range(steps):
+    for start in range(0, steps, 2):
         assert taken(opened(), 64, min(4, steps - start), start) == whole[start : start + 4]
 
 

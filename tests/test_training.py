@@ -13,11 +13,11 @@ from torch import Tensor
 
 from components.run import Run
 from nascore.methods.autotower import AutoTower
-from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
 from nascore.net import Net
 from nascore.ops.batch_norm import BatchNorm
 from nascore.rows import Data
+from nascore.space import Genotype
 from nascore.tasks import Model, Task
 from nascore.training import Fit, Fitness, Plan, State, Stopping, load, recalibrate, scorer, train
 from nascore.two_tower import Training
@@ -32,11 +32,13 @@ SMALL = AutoTower(
     pool_dropout=0.3,
     training=Training(batch=32, weight_decay=1e-3, clip=0.5, regularizer=1e-2),
 )
-ALONE = GoogleDNN(size="L", embedding=4, output=8)
 
 
-def fit_of(data: Data, seed: int = 3, method: Any = SMALL, plan: Plan | None = None) -> Fit:
+def fit_of(
+    data: Data, seed: int = 3, method: Any = SMALL, plan: Plan | None = None, genotype: Genotype | None = None
+) -> Fit:
     space = method.space(data.schema)
+    space = space if genotype is None else space.narrow(genotype)
     supernet, task = method.supernet(data.schema, space, seed), method.task(data.schema)
     return Fit(supernet, task, data, plan or method.train, seed)
 
@@ -131,7 +133,8 @@ def told_by_epoch(fit: Fit, values: list[float]) -> Callable[[Model], float]:
 
 
 def alone(data: Data, epochs: int = 7) -> Fit:
-    return fit_of(data, method=ALONE, plan=Plan(batch=128, epochs=epochs, patience=4))
+    genotype = SMALL.space(data.schema).sample(Random(0))
+    return fit_of(data, plan=Plan(batch=128, epochs=epochs, patience=4), genotype=genotype)
 
 
 def test_the_best_epoch_is_kept(prepared: Prepared) -> None:
@@ -248,7 +251,9 @@ def test_kinds_of_fitness_equal_loops(prepared: Prepared, kind: str) -> None:
 def test_an_unknown_fitness_is_an_error_that_names_the_others(prepared: Prepared) -> None:
     net, task = trained(prepared().rows("train"), steps=1)
     model = net.under(net.space.mix(net.space.sample(Random(1))))
-    with pytest.raises(ValueError, match="fitness 'recall@7' is neither objective nor loss@1 nor one of recall@1, hit@1"):
+    with pytest.raises(
+        ValueError, match="fitness 'recall@7' is neither objective nor loss@1 nor one of recall@1, hit@1"
+    ):
         Fitness("recall@7").measure(model, task, prepared().rows("valid"))
 
 

@@ -141,10 +141,10 @@ class AutoTower(Method):
         return PrefixScorer(*net.chains(), task, train, valid, self.fitness, cache_bytes)
 
     def paper_meter(self, schema: Schema, genotype: Genotype) -> dict[str, Cost]:
-        """Each tower's cost as the paper's tables count it, in MACs: twice their FLOPs (spec §1.5).
+        """Each tower's cost as the paper's tables count it, in MACs: twice their FLOPs.
 
-        Embedding tables apart; batch norms count 64 MACs each, that of the last block too; of the element-wise reductions only mean and
-        product count; the poolings count as in the public code, with position tables and output map.
+        Embedding tables apart; batch norms count 64, that of the last block too; of the element-wise reductions
+        only mean and product count; the poolings count as in the public code, with position tables and output map.
         """
         event, length = self.embedding * len(schema.history), schema.history_length
         width_in = {

@@ -88,7 +88,7 @@ class Retrieval(Task):
     def observe(self, item_J: Tensor) -> None:
         """Update the frequency estimate by the items of one joined batch."""
         self.seen_steps += 1
-        count_I = torch.bincount(item_J, minlength=len(self.gap))
+        count_I = torch.zeros_like(self.gap).index_add_(0, item_J, torch.ones_like(item_J, dtype=self.gap.dtype))
         kept_I = (1 - self.rate) ** count_I
         since_I = self.seen_steps - self.last_seen
         updated_I = kept_I * self.gap + self.rate * kept_I / (1 - self.rate) * since_I

@@ -1,4 +1,4 @@
-"""AutoTower (Zhu et al., 2023): the sizes of its space, its tables' complexities, and ours from hand-written formulas."""
+"""AutoTower (Zhu et al., 2023): the size of its space, its tables' complexities, and ours by formulas of our own."""
 
 from random import Random
 
@@ -49,7 +49,9 @@ def test_the_space_follows_the_data_and_the_settings() -> None:
 
 
 def genotype(pool: str, user: list[str], item: list[str]) -> Genotype:
-    blocks = {f"{side}/{n}": (spec,) for side, specs in (("user", user), ("item", item)) for n, spec in enumerate(specs)}
+    blocks = {
+        f"{side}/{n}": (spec,) for side, specs in (("user", user), ("item", item)) for n, spec in enumerate(specs)
+    }
     return {"user/pool": (pool,), **blocks}
 
 
@@ -105,7 +107,14 @@ TABLE_10 = {
                 "mlp:32",
                 "attention:1",
             ],
-            ["attention:2", *["elementwise:mean"] * 2, "elementwise:product", "attention:1", "elementwise:mean", "mlp:256"],
+            [
+                "attention:2",
+                *["elementwise:mean"] * 2,
+                "elementwise:product",
+                "attention:1",
+                "elementwise:mean",
+                "mlp:256",
+            ],
         ),
         (".050", ".064", ".161", ".084"),
         ("0.05", "0.06", "0.16", "0.08"),
@@ -125,9 +134,22 @@ def test_table_10_is_computed_to_the_digit(data: str) -> None:
 @pytest.mark.parametrize(
     "fields, costs",
     [
-        (MOVIELENS, {"pool:sum": (480, 0), "self_attentive_pool": (24_490, 3_312), "self_attention_pool": (112_040, 10_368)}),
-        (YELP, {"pool:sum": (1_920, 0), "self_attentive_pool": (190_100, 13_152), "self_attention_pool": (893_600, 41_088)}),
-        (AMAZON, {"pool:sum": (800, 0), "self_attentive_pool": (28_025, 2_656), "self_attention_pool": (184_450, 5_824)}),
+        (
+            MOVIELENS,
+            {"pool:sum": (480, 0), "self_attentive_pool": (24_490, 3_312), "self_attention_pool": (112_040, 10_368)},
+        ),
+        (
+            YELP,
+            {
+                "pool:sum": (1_920, 0),
+                "self_attentive_pool": (190_100, 13_152),
+                "self_attention_pool": (893_600, 41_088),
+            },
+        ),
+        (
+            AMAZON,
+            {"pool:sum": (800, 0), "self_attentive_pool": (28_025, 2_656), "self_attention_pool": (184_450, 5_824)},
+        ),
     ],
     ids=["MovieLens", "Yelp", "Amazon"],
 )

@@ -1,0 +1,280 @@
+"""Judging: the trust in a supernet's ranking, the found model, intervals, paired tests, and the verdict."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from components import diagnose, evaluate, workers
+from components.evaluate import Contender, against, compare, found, interval, rivals, units, verdict
+from components.run import Diagnosis, Run
+from components.workers import Job, train_alone
+from nascore.cost import UNITS
+from nascore.methods.autotower import AutoTower
+from nascore.methods.popularity import Popularity
+from nascore.space import key, parse
+from nascore.tasks import Scores
+from nascore.two_tower import Training
+
+RunWith = Callable[..., Run]
+METHOD = AutoTower(blocks=2, embedding=4, width=8, output=6, training=Training(batch=64, epochs=2, stop="recall@10"))
+
+
+# Diagnosis
+
+
+def tau_b(one: Any, other: Any) -> float:
+    """Kendall's tau-b by counting pairs."""
+    agree = ties_one = ties_other = pairs = 0
+    for a, b in combinations(range(len(one)), 2):
+        x, y = np.sign(one[a] - one[b]), np.sign(other[a] - other[b])
+        pairs, agree = pairs + 1, agree + x * y
+        ties_one, ties_other = ties_one + (x == 0), ties_other + (y == 0)
+    return float(agree / math.sqrt((pairs - ties_one) * (pairs - ties_other)))
+
+
+def quality(count: int = 40, seeds: int = 3, noise: float = 0.3) -> tuple[Any, Any]:
+    rng = np.random.default_rng(5)
+    true = rng.random(count)
+    return true + noise * rng.random(count), np.round(true[:, None] + noise * rng.random((count, seeds)), 2)
+
+
+def test_the_tau_the_ceiling_and_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnose, "RESAMPLES", 400)
+    scores, alone = quality()
+    told = diagnose.judged(scores, alone)
+    assert told["n"] == 40
+    assert told["kendall"] == pytest.approx(tau_b(scores, alone.mean(1)), rel=1e-12)
+    assert told["ceiling"] == pytest.approx(
+        np.mean([tau_b(alone[:, a], alone[:, b]) for a, b in ((0, 1), (0, 2), (1, 2))]), rel=1e-12
+    )
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(0, 40, 40) for _ in range(400)]
+    low, high = np.quantile([tau_b(scores[d], alone[d].mean(1)) for d in draws], [0.025, 0.975])
+    assert told["low"] == pytest.approx(low, abs=0.05) and told["high"] == pytest.approx(high, abs=0.05)
+    assert told["low"] < told["kendall"] < told["high"]
+    assert diagnose.judged(scores, alone) == told, "the bootstrap is seeded"
+    assert diagnose.judged(-scores, alone)["kendall"] == pytest.approx(-told["kendall"])
+
+
+def test_few_or_equal_values_are_judged_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnose, "RESAMPLES", 100)
+    told = diagnose.judged(np.array([1.0, 2.0, 3.0]), np.array([[1.0], [2.0], [3.0]]))
+    assert (told["kendall"], told["ceiling"], told["n"]) == (1.0, None, 3) and told["low"] <= 0
+    assert diagnose.correlation(np.ones(5), np.arange(5.0)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "scale, noise, seeds, told",
+    [
+        (1, 0.3, 2, r"ranks better than chance \(tau 0.\d\d, at least 0.\d\d\)\. That is \d+% of the ceiling 0.\d\d"),
+        (1, 0.3, 1, r"ranks better than chance .* With one seed there is no ceiling"),
+        (0, 0.3, 2, r"cannot be told from chance here .* That is -?\d+% of the ceiling"),
+        (1, 9.0, 2, r"Two seeds of the same models agree by tau -?0.\d\d only: the space hardly matters"),
+    ],
+)
+def test_the_verdict_on_a_ranking(
+    monkeypatch: pytest.MonkeyPatch, scale: float, noise: float, seeds: int, told: str
+) -> None:
+    monkeypatch.setattr(diagnose, "RESAMPLES", 100)
+    scores, alone = quality(seeds=seeds, noise=noise)
+    shuffled = scores if scale else np.random.default_rng(1).permutation(scores)
+    assert re.search(told, diagnose.judged(shuffled, alone)["verdict"])
+
+
+def test_genotypes_are_drawn_from_the_first_budget_once_each(run_with: RunWith) -> None:
+    run = run_with(METHOD, budgets=("macs=30000", "macs=1"))
+    drawn = diagnose.draw(run, 12)
+    assert len({key(genotype) for genotype in drawn}) == 12
+    assert all(genotype in run.members("macs=30000") for genotype in drawn)
+    assert diagnose.draw(run, 12) == drawn and diagnose.draw(run, 5) == drawn[:5]
+    assert diagnose.draw(replace(run, seeds=(9,)), 12) != drawn
+    assert diagnose.draw(run_with(Popularity(), budgets=("",)), 12) == [{}], "a small space is drawn whole"
+
+
+def test_a_diagnosis_can_be_left_out(run_with: RunWith) -> None:
+    run = run_with(METHOD, diagnosis=Diagnosis(0))
+    diagnose.main(run)
+    told = (run.folder / "diagnose").read_json("diagnose.json")
+    assert told["verdict"] == "The supernet's ranking was not tested." and told["points"] == []
+    assert (told["metric"], told["fitness"], told["n"], told["kendall"]) == ("recall@10", "objective", 0, None)
+    assert (run.folder / "diagnose").done
+
+
+# Evaluation
+
+
+def test_an_interval_resamples_seeds_and_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    matrix = rng.random((3, 200)) + np.array([[0.0], [0.3], [0.6]])
+    low, high = interval(matrix)
+    assert low < matrix.mean() < high and interval(matrix) == (low, high)
+    drawn = []
+    for _ in range(4_000):
+        by_user = matrix[rng.integers(0, 3, 3)].mean(0)
+        drawn.append(by_user[rng.integers(0, 200, 200)].mean())
+    assert (low, high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.04)
+    alone = matrix[:1]
+    wanted = stats.bootstrap((alone[0],), np.mean, method="percentile", rng=np.random.default_rng(0))
+    assert interval(alone) == pytest.approx(tuple(wanted.confidence_interval), abs=0.01)
+    assert interval(np.full((2, 5), 0.25)) == (0.25, 0.25)
+
+
+def test_two_models_are_compared_user_by_user() -> None:
+    rng = np.random.default_rng(4)
+    a = rng.random(120)
+    b = a - 0.02 + 0.1 * rng.standard_normal(120)
+    told, difference = against(a, b), a - b
+    t = difference.mean() / (difference.std(ddof=1) / math.sqrt(120))
+    assert told["delta"] == pytest.approx(difference.mean(), rel=1e-12)
+    assert told["p"] == pytest.approx(2 * stats.t.sf(abs(t), 119), rel=1e-9)
+    wanted = stats.bootstrap((difference,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    assert (told["low"], told["high"]) == pytest.approx(tuple(wanted.confidence_interval), abs=0.003)
+    swapped = against(b, a)
+    assert (swapped["delta"], swapped["low"], swapped["p"]) == pytest.approx((-told["delta"], -told["high"], told["p"]))
+    assert against(a, a) == {"delta": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
+def scores_of(values: Any, cold: Any = None) -> Scores:
+    values = np.asarray(values, float)
+    none = np.zeros(len(values), bool) if cold is None else np.array(cold)
+    return Scores("user_temporal/full-ranking", np.arange(len(values)) + 10, {"recall@50": values}, none)
+
+
+def contender(label: str, role: str) -> Contender:
+    return Contender(label, role, Popularity(), {}, label)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, told",
+    [
+        (0.4, 0.2, "Ours beats the best rival: recall@50 0."),
+        (0.2, 0.4, "Ours did not beat the best rival here but fell behind it: recall@50 0."),
+        (0.3, 0.3, "Ours did not beat the best rival here: recall@50 0."),
+    ],
+)
+def test_the_verdict_on_the_found_model(run_with: RunWith, ours: float, theirs: float, told: str) -> None:
+    rng = np.random.default_rng(0)
+    run = run_with(Popularity(), seeds=(0, 1))
+    means = {"Ours": ours, "Weak": 0.1, "Strong": theirs}
+    scores = {
+        name: [scores_of(np.clip(mean + 0.1 * rng.standard_normal(300), 0, 1)) for _ in run.seeds]
+        for name, mean in means.items()
+    }
+    those = [contender("Ours", "found"), contender("Weak", "baseline"), contender("Strong", "baseline")]
+    report = compare(run, those, scores)
+    pair = report["paired"][1]
+    assert report["verdict"].startswith(told)
+    assert (pair["a"], pair["b"]) == ("Ours", "Strong")
+    assert f"of Strong, difference {pair['delta']:+.4f} [{pair['low']:+.4f}, " in report["verdict"]
+    assert report["verdict"].endswith(f"p = {pair['p']:.2g}.")
+    lonely = compare(run, those[:1], {"Ours": scores["Ours"]})["verdict"]
+    assert "there was no rival to compare it with" in lonely and lonely.startswith("Ours reaches recall@50 0.")
+    assert verdict(those, report["rows"], report["paired"], "recall@50") == report["verdict"]
+
+
+def test_rows_are_means_over_seeds_and_users_and_the_cold_stand_apart(run_with: RunWith) -> None:
+    run = run_with(Popularity(), seeds=(3, 4))
+    cold = [False, True, False, False]
+    scores = {
+        "A": [scores_of([0.0, 1.0, 0.5, 1.0], cold), scores_of([0.5, 0.0, 0.5, 0.5], cold)],
+        "B": [scores_of([0.0, 0.0, 0.0, 0.5], cold), scores_of([0.5, 1.0, 0.0, 0.0], cold)],
+    }
+    report = compare(run, [contender("A", "found"), contender("B", "baseline")], scores)
+    values = {(row["model"], row["metric"]): row["value"] for row in report["rows"]}
+    assert values == {
+        ("A", "recall@50"): 0.5,
+        ("A", "recall@50/cold"): 0.5,
+        ("B", "recall@50"): 1 / 6,
+        ("B", "recall@50/cold"): 0.5,
+    }
+    (pair,) = report["paired"]
+    a, b = np.array([0.25, 0.5, 0.75]), np.array([0.25, 0.0, 0.25])
+    assert pair == {"a": "A", "b": "B", "metric": "recall@50", **against(a, b)}, "the cold are left out"
+    assert all(row["low"] <= row["value"] <= row["high"] and row["seeds"] == [3, 4] for row in report["rows"])
+    assert (report["protocol"], report["leaks"], report["split_digest"]) == (
+        "user_temporal/full-ranking",
+        "",
+        run.schema.split_digest,
+    )
+    table = units(run, scores).to_pylist()
+    assert len(table) == 2 * 2 * 4
+    assert {"model": "B", "seed": 4, "unit": 11, "cold": True, "metric": "recall@50", "value": 1.0} in table
+
+
+def test_the_found_model_is_the_best_on_validation(run_with: RunWith) -> None:
+    run = run_with(METHOD, Popularity(), seeds=(0, 1), budgets=("L", "M"), strategies=("evolution", "random"))
+    told = [
+        ("a", "L", "evolution", (0.5, 0.3)),
+        ("b", "L", "evolution", (0.45, 0.4)),
+        ("c", "L", "evolution", (0.6, 0.2)),
+        ("a", "M", "evolution", (0.5, 0.3)),
+        ("d", "M", "random", (0.1, 0.1)),
+    ]
+    candidates = []
+    for model, budget, strategy, values in told:
+        genotype = {"user/0": [f"mlp:{ord(model)}"]}
+        candidates.append({"model_id": model, "budget": budget, "strategy": strategy, "genotype": genotype, "score": 0})
+        for seed, value in zip(run.seeds, values, strict=True):
+            (run.folder / f"retrain/{model}/part=0/seed={seed}").write_json("result.json", {"value": value})
+    (run.folder / "search").write_json("candidates.json", candidates)
+    kept = found(run)
+    assert [(one.model_id, one.budget, one.strategy) for one in kept] == [
+        ("b", "L", "evolution"),
+        ("a", "M", "evolution"),
+        ("d", "M", "random"),
+    ]
+    assert kept[0].label == "AutoTower L, evolution" and kept[0].role == "found"
+    assert kept[0].genotype == {"user/0": ("mlp:98",)}
+    (rival,) = rivals(run)
+    assert (rival.label, rival.role, rival.genotype) == ("Popularity", "baseline", {})
+    assert rival.model_id == Popularity().model_id({}, run.schema.split_digest)
+
+
+def test_a_run_is_evaluated_from_its_files(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "settle", lambda run: "cpu")
+    monkeypatch.setattr(evaluate, "RESAMPLES", 100)
+    run = run_with(METHOD, Popularity(), seeds=(0, 1), budgets=("",))
+    ours = next(iter(METHOD.space(run.schema).members()))
+    jobs = {}
+    for method, genotype in ((METHOD, ours), (Popularity(), {})):
+        model_id = method.model_id(genotype, run.schema.split_digest)
+        for seed in run.seeds:
+            jobs[model_id] = Job.of(f"retrain/{model_id}/part=0/seed={seed}", method, genotype, seed)
+            train_alone(run, jobs[model_id])
+    first, second = jobs
+    listed = {"model_id": first, "budget": "", "strategy": "evolution", "genotype": ours, "score": 0}
+    (run.folder / "search").write_json("candidates.json", [listed])
+    evaluate.main(run)
+    folder = run.folder / "evaluate"
+    report, table = folder.read_json("report.json"), folder.read_table("units.parquet").to_pydict()
+    assert folder.done and set(report["models"]) == {first, second}
+    assert report["models"][first]["label"] == "AutoTower , evolution" and parse(report["models"][first]["genotype"])
+    for row in report["rows"]:
+        metric, _, cold = row["metric"].partition("/")
+        values = [
+            value
+            for model, name, value, one in zip(*(table[n] for n in ("model", "metric", "value", "cold")), strict=True)
+            if (model, name, one) == (row["model_id"], metric, bool(cold))
+        ]
+        assert row["value"] == pytest.approx(np.mean(values), rel=1e-12)
+        method = METHOD if row["model_id"] == first else Popularity()
+        cost = method.price(run.schema)(ours if row["model_id"] == first else {}, "")
+        assert [row[unit] for unit in UNITS] == [float(getattr(cost, unit)) for unit in UNITS]
+    popular = run.rows("train").relevant.item.bincount(minlength=run.schema.items).double()
+    data = run.rows("test")
+    golden = (
+        Popularity()
+        .task(run.schema)
+        .rank(lambda part: popular.new_ones(len(data.ranked_users()[0][part]), 1), popular[:, None], data)
+    )
+    value = next(row["value"] for row in report["rows"] if (row["model_id"], row["metric"]) == (second, "recall@10"))
+    assert value == pytest.approx(golden.means()["recall@10"], rel=1e-6)
+    assert "beat" in report["verdict"] and report["timing"].keys() >= {"prepare"}
+    assert report["diagnose"]["kendall"] is None

@@ -1,0 +1,68 @@
+"""The report's plumbing: numbers as words, fronts, drawings, and the page's colours."""
+
+import re
+from html import unescape
+from random import Random
+
+import pytest
+
+from components import page, pictures
+from nascore.cost import Cost
+
+
+def test_unbeaten_is_what_no_other_beats() -> None:
+    rng = Random(0)
+    rows = [{"score": rng.randint(0, 9), "cost": rng.randint(0, 9)} for _ in range(60)]
+    best = pictures.unbeaten(rows)
+    assert best == sorted(best, key=lambda row: row["cost"])
+    for row in rows:
+        beaten = any(o["score"] >= row["score"] and o["cost"] <= row["cost"] and o != row for o in rows)
+        assert (row in best) == (not beaten)
+
+
+def test_a_drawing_holds_any_genotype() -> None:
+    genotype = {
+        "width": ("64",),
+        "1/dense/op": ("fm:rank=4,<b>=2",),
+        "1/from": ("raw", "1"),
+        "2/dims": tuple(f"d{n}" for n in range(40)),
+        "2/none": (),
+    }
+    families = ["64", "fm", "raw", "d0"]
+    svg = pictures.drawing(genotype, families, lambda under: Cost(macs=200) if under in ("", "1/") else None)
+    assert re.findall(r'class="part"[^>]*>(.*?)<', svg) == ["width", "1", "2"]
+    words = re.findall(r'class="(?:option|fine|fine end)"[^>]*>(.*?)<', svg)
+    assert words[:2] == ["width", "64"]
+    assert {"200 MACs", "dense/op", "fm", "rank=4, &lt;b&gt;=2", "from", "raw", "40 open", "none"} <= set(words)
+    assert max(len(unescape(word)) for word in words) <= pictures.WIDTH + 4
+    assert "<b>" not in svg and "max-width" not in svg
+
+
+@pytest.mark.parametrize("value, told", [
+    (0, "0"), (999, "999"), (999.6, "1 k"), (1_234, "1.23 k"), (999_900, "1 M"), (480_000, "480 k"), (2.5e9, "2.5 G")
+])  # fmt: skip
+def test_short_numbers(value: float, told: str) -> None:
+    assert page.short(value).replace("\xa0", " ") == told
+
+
+@pytest.mark.parametrize("seconds, told", [
+    (0.04, "0.04 s"), (2.5, "2.5 s"), (42.4, "42 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (7_500, "2 h 5 min")
+])  # fmt: skip
+def test_durations(seconds: float, told: str) -> None:
+    assert page.duration(seconds).replace("\xa0", " ") == told
+
+
+def test_a_figure_cannot_end_its_script() -> None:
+    trace = {"mode": "lines", "line": {"color": "red"}, "name": "a"}
+    text = page.plot('<b> "alt"', [{**trace, "text": ["</script><b>"]}], {})
+    assert text.count("</script>") == 1 and "<b>" not in text and "&lt;b&gt; &quot;alt&quot;" in text
+
+
+def test_every_colour_is_known_in_light_and_dark() -> None:
+    light, dark = page.CSS.split("@media (prefers-color-scheme: dark)")[:2]
+    known = set(re.findall(r"(--\w[\w-]*):", light))
+    assert known == set(re.findall(r"(--\w[\w-]*):", dark))
+    used = re.findall(r"var\((--[\w-]+)\)", page.CSS + str(page.LAYOUT)) + [
+        f"--c{n}" for n in range(1, pictures.COLOURS + 1)
+    ]
+    assert set(used) <= known

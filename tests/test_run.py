@@ -1,0 +1,247 @@
+"""A run and its folder: files whole or not at all, what is refused, what a stage leaves behind."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pytest
+import torch
+
+from components import run as running
+from components.run import Diagnosis, Folder, Run, Workers
+from nascore import space
+from nascore.methods.autotower import AutoTower
+from nascore.methods.googlednn import GoogleDNN
+from nascore.methods.popularity import Popularity
+from nascore.space import Infeasible, Space
+from nascore.training import Fitness
+from nascore.two_tower import Training
+
+METHOD = AutoTower(blocks=2, item_blocks=3, fitness=Fitness("loss@1", rows=7), training=Training(batch=64, clip=0.5))
+
+
+@pytest.fixture(params=["disk", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    if request.param == "disk":
+        yield Folder(f"{tmp_path}/run/")
+    else:
+        yield Folder(f"memory://{tmp_path.name}/run")
+        fsspec.filesystem("memory").rm(f"/{tmp_path.name}", recursive=True)
+
+
+def test_what_is_written_is_read(folder: Folder) -> None:
+    tensors = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(7, dtype=torch.int64)}
+    table = pa.table({"x": [1, None, 3], "y": ["a", "b", "c"]})
+    for name in ("here", "deep/er/there"):
+        folder.write_text(f"{name}.txt", "žluťoučký\n")
+        folder.write_json(f"{name}.json", {"b": [1, None], "a": 0.1})
+        folder.write_tensors(f"{name}.safetensors", tensors)
+        folder.write_table(f"{name}.parquet", table)
+        assert folder.read_text(f"{name}.txt") == "žluťoučký\n"
+        assert folder.read_json(f"{name}.json") == {"b": [1, None], "a": 0.1}
+        found = folder.read_tensors(f"{name}.safetensors")
+        assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
+        assert folder.read_table(f"{name}.parquet") == table
+    assert (folder / "deep").read_text("er/there.txt") == folder.read_text("deep/er/there.txt")
+    assert folder.names("deep/*/*.txt") == ["deep/er/there.txt"]
+    assert folder.names("*.txt") == ["here.txt"] and folder.names("nothing/*") == []
+
+
+def test_tensors_are_read_into_memory_of_their_own(folder: Folder) -> None:
+    folder.write_tensors("t", {"a": torch.ones(3)})
+    folder.read_tensors("t")["a"].zero_()
+    assert folder.read_tensors("t")["a"].sum() == 3
+
+
+def test_a_file_can_be_replaced(folder: Folder) -> None:
+    for text in ("first, and longer", "second"):
+        folder.write_text("a", text)
+        assert folder.read_text("a") == text
+
+
+def test_a_failing_write_leaves_what_was_there(folder: Folder) -> None:
+    folder.write_text("a", "old")
+    with pytest.raises(OSError, match="full"), folder.writing("a") as local:
+        Path(local).write_text("half")
+        raise OSError("full")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.write_json("b", math.nan)
+    with pytest.raises(OSError, match="full"), folder.writing("c/d") as local:
+        raise OSError("full")
+    assert folder.read_text("a") == "old"
+    assert not folder.exists("b") and not folder.exists("c") and folder.names("*") == ["a"]
+
+
+def test_a_kill_while_publishing_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_text("generation-0", "old")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write_text("generation-0", "new")
+    with pytest.raises(KeyboardInterrupt):
+        folder.write_text("generation-1", "new")
+    assert folder.read_text("generation-0") == "old" and not folder.exists("generation-1")
+    assert not folder.names("*.parquet") and not folder.names("generation-?")[1:]
+
+
+def test_a_folder_can_be_emptied(folder: Folder) -> None:
+    folder.clear()
+    folder.write_text("a/b/c", "x")
+    (folder / "a").clear()
+    assert not folder.exists("a") and folder.names("a/*") == []
+
+
+def test_a_folder_is_done_when_it_says_so(folder: Folder) -> None:
+    folder.write_text("x", "x")
+    assert not folder.done
+    folder.write_json("done.json", {})
+    assert folder.done
+
+
+# Runs
+
+
+def run_of(root: str, **changes: Any) -> Run:
+    methods = (METHOD, GoogleDNN(size="H", training=METHOD.training), Popularity())
+    given = {"dataset": "parquet", "raw": "/r", "methods": methods, "seeds": (4, 5), "budgets": ("M", "macs=3e5")}
+    return Run(root=root, **{**given, **changes})
+
+
+def test_a_run_is_read_as_it_was_saved(folder: Folder) -> None:
+    run = run_of(
+        folder.url,
+        first=({"user/0": ("mlp:16",), "item/0": ("a", "b")},),
+        diagnosis=Diagnosis(7, 3),
+        workers=Workers(train=2, gpus=0.5, data="streaming"),
+        protocol="authors",
+        stages=("prepare", "supernet"),
+    )
+    run.save()
+    assert Run.load(folder.url) == run
+    run.save()
+    assert folder.names("*") == ["run.json"]
+
+
+def test_a_run_may_go_on_elsewhere_with_other_workers(tmp_path: Path) -> None:
+    run_of(f"{tmp_path}/a", workers=Workers(train=2), stages=("prepare",)).save()
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = run_of(f"{tmp_path}/b", workers=Workers(train=8), stages=("prepare", "supernet"))
+    moved.save()
+    assert Run.load(f"{tmp_path}/b") == moved
+    with pytest.raises(FileNotFoundError, match="holds no run.json; start one with: python -m pipelines"):
+        Run.load(f"{tmp_path}/a")
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"seeds": (4,)}, r"seeds\.1: 5 there, None here"),
+        ({"raw": "/other"}, "raw: /r there, /other here"),
+        ({"methods": (replace(METHOD, blocks=3),)}, r"methods\.0\.blocks: 2 there, 3 here; methods\.1\."),
+        ({"diagnosis": Diagnosis(3)}, r"diagnosis\.genotypes: 40 there, 3 here"),
+        ({"keep": 9, "protocol": "authors"}, "protocol: user_temporal there, authors here; keep: 3 there, 9 here"),
+        ({"first": ({"item/0": ("mlp:16",)},)}, r"first\.0\.item/0\.0: None there, mlp:16 here"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(folder: Folder, change: dict[str, Any], told: str) -> None:
+    run_of(folder.url).save()
+    with pytest.raises(ValueError, match=rf"holds another run\. {told}.*Choose another --root"):
+        run_of(folder.url, **change).save()
+    assert Run.load(folder.url) == run_of(folder.url)
+
+
+def test_a_stage_is_done_at_its_end(folder: Folder) -> None:
+    run = run_of(folder.url)
+    with pytest.raises(OSError), run.stage("search") as inside:
+        inside.write_text("left", "x")
+        raise OSError
+    assert not (folder / "search").done and folder.exists("search/left")
+    with run.stage("search", resumes=True) as inside:
+        assert inside.read_text("left") == "x" and not inside.done
+    assert (folder / "search").done and (folder / "search").read_json("done.json")["seconds"] >= 0
+    with run.stage("search") as inside:
+        assert not inside.exists("left") and not inside.done
+    assert folder.names("search/*") == ["search/done.json"]
+
+
+def test_the_newest_whole_checkpoint_is_taken(folder: Folder) -> None:
+    run = run_of(folder.url)
+    with pytest.raises(FileNotFoundError, match="holds no supernet; make it with: python -m components supernet"):
+        run.checkpoint()
+    for step, whole in ((900, True), (2_000, True), (10_000, True), (11_000, False)):
+        (folder / f"supernet/step-{step:09d}").write_text("weights.safetensors", "x")
+        if whole:
+            (folder / f"supernet/step-{step:09d}").write_json("done.json", {})
+    assert run.checkpoint().url == f"{folder.url}/supernet/step-000010000"
+
+
+def test_members_keep_the_budget(run_with: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "DRAWS", 300)
+    run = run_with(METHOD)
+    everything = run.members("")
+    assert isinstance(everything, Space) and not everything.constraints
+    price, rng = METHOD.price(run.schema), Random(0)
+    for _ in range(10):
+        drawn = run.members("macs=60000,user/params=60000").sample(rng)
+        assert price(drawn, "").macs <= 60_000 and price(drawn, "user").params <= 60_000
+    assert max(float(price(everything.sample(rng), "").macs) for _ in range(30)) > 60_000
+    with pytest.raises(Infeasible, match="macs .* of 10"):
+        run.members("macs=10").sample(rng)
+    with pytest.raises(ValueError, match="'XXL'.*budgets with a name in autotower: L, M, H"):
+        run.members("XXL")
+
+
+def test_rows_are_opened_for_a_rank(run_with: Callable[..., Run]) -> None:
+    data = run_with(METHOD).rows("train", "streaming", 1, 3)
+    assert (data.split, data.mode, data.rank, data.world, data.device) == ("train", "streaming", 1, 3, "cpu")
+
+
+# Where it runs
+
+
+def test_the_environment_is_set_before_ray_and_never_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*running.ENVIRONMENT, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(running, "running_cluster", lambda: False)
+    running.environment()
+    assert os.environ["OMP_NUM_THREADS"] == "3" and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert os.environ["RAY_AUTH_MODE"] == "token" and len(token) == 64
+    running.environment()
+    assert os.environ["RAY_AUTH_TOKEN"] == token
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(running, "running_cluster", lambda: True)
+    running.environment()
+    assert "RAY_AUTH_MODE" not in os.environ, "a cluster that runs has its own"
+
+
+def test_a_cluster_is_found_by_its_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(running.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not running.running_cluster()
+    (tmp_path / "ray").mkdir()
+    for text in ("", "nonsense", "127.0.0.1:1"):
+        (tmp_path / "ray/ray_current_cluster").write_text(text)
+        assert not running.running_cluster(), text
+    monkeypatch.setenv("RAY_ADDRESS", "ray://somewhere")
+    assert running.running_cluster()
+
+
+def test_a_run_is_plain_json(tmp_path: Path) -> None:
+    run_of(str(tmp_path)).save()
+    known = json.loads((tmp_path / "run.json").read_text())
+    assert known["methods"][0]["name"] == "autotower" and known["methods"][0]["training"]["clip"] == 0.5
+    assert known["workers"]["train"] == 1 and known["seeds"] == [4, 5]

@@ -1,0 +1,59 @@
+"""Samplers: what each is held to by being in the gallery, and that the uniform one is uniform."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from nascore import plugins
+from nascore.samplers import Sampler
+from nascore.samplers.uniform import Uniform
+from nascore.space import Decision, Space, key
+
+SPACE = Space(
+    [Decision("a", ("x", "y", "z")), Decision("b", ("p", "q", "r"), least=0, most=2), Decision("c", ("only",))]
+)
+NAMES = plugins.names("samplers")
+
+
+def sampler(name: str, seed: int = 0) -> Sampler:
+    made: Sampler = plugins.load("samplers", name)(SPACE, seed)
+    return made
+
+
+def member(mix: Any) -> Any:
+    return {
+        name: tuple(option for option, weight in zip(decision.options, mix[name], strict=True) if weight)
+        for name, decision in SPACE.decisions.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_hang_on_seed_and_step_alone(name: str) -> None:
+    one, same, other = sampler(name), sampler(name), sampler(name, seed=1)
+    draws = [one(None, step) for step in range(30)]
+    assert [same(None, step) for step in reversed(range(30))][::-1] == draws
+    assert [other(None, step) for step in range(30)] != draws
+    assert len({key(member(mix)) for mix in draws}) > 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_decision_of_the_space_is_weighed(name: str) -> None:
+    for step in range(50):
+        mix = sampler(name)(None, step)
+        assert {name: len(weights) for name, weights in mix.items()} == {"a": 3, "b": 3, "c": 1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_decided_is_a_member_or_nothing(name: str) -> None:
+    decided = sampler(name).decide()
+    assert decided is None or decided in SPACE
+
+
+def test_uniform_draws_every_member_alike() -> None:
+    uniform = Uniform(SPACE, 3)
+    mixes = [uniform(None, step) for step in range(6_000)]
+    assert all(member(mix) in SPACE and mix == SPACE.mix(member(mix)) for mix in mixes)
+    drawn = Counter(member(mix)["a"] for mix in mixes)
+    assert all(abs(count / 6_000 - 1 / 3) < 0.03 for count in drawn.values()) and len(drawn) == 3
+    assert len({key(member(mix)) for mix in mixes}) == SPACE.size() == 3 * 7

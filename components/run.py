@@ -202,6 +202,10 @@ class Run:
     workers: Workers = field(default_factory=Workers)
     stages: tuple[str, ...] = STAGES
 
+    def __post_init__(self) -> None:
+        for name in ("root", "raw"):
+            object.__setattr__(self, name, _absolute(getattr(self, name)))
+
     @property
     def method(self) -> Method:
         return self.methods[0]
@@ -306,6 +310,11 @@ class Run:
                 "workers": Workers(**known["workers"]),
             }
         )
+
+
+def _absolute(url: str) -> str:
+    """A local path from the root of the disk: workers run in folders of their own. Other URLs stay as they are."""
+    return os.path.abspath(url) if url and "://" not in url else url
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:

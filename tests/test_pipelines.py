@@ -253,9 +253,10 @@ def test_a_failing_stage_says_how_to_go_on(
         raise FloatingPointError("none of 3 genotypes has a finite score")
 
     monkeypatch.setattr("components.evaluate.main", fails)
-    assert pipeline("--stages=[evaluate]") == 1
-    assert capsys.readouterr().err == "error: none of 3 genotypes has a finite score\n"
     assert pipeline("--stages=[prepare,evaluate]") == 1
     said = capsys.readouterr()
     assert said.err.startswith("error: none of 3 genotypes has a finite score\nWhat is finished stays")
     assert "prepare: done in" in said.out
+    assert pipeline("--method.steps=7") == 1
+    refused = capsys.readouterr().err
+    assert "method" in refused and "steps: " in refused and "What is finished" not in refused

@@ -153,6 +153,13 @@ def test_rows_are_shuffled(opened: Callable[..., Data]) -> None:
     assert (np.diff(rows) == 1).mean() < 0.05, "rows of a row group must not stay together"
 
 
+def test_row_groups_are_read_in_another_order_each_epoch(grouped: str) -> None:
+    data = Data(grouped, "train", mode="streaming", window=48)
+    steps = data.steps_per_epoch(48)
+    windows = [frozenset(row // 16 for row in taken(data, 48, 1, epoch * steps)[0]) for epoch in range(4)]
+    assert len(set(windows)) == 4
+
+
 def test_fewer_rows_than_a_batch_make_one_smaller_batch(opened: Callable[..., Data]) -> None:
     data = opened()
     assert data.steps_per_epoch(10_000) == 1

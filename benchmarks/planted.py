@@ -1,0 +1,99 @@
+"""`python -m benchmarks.planted`: is the planted answer of the made-up data the best? docs/planted.md shows its output.
+
+Trains each of 24 members, 4 poolings times 6 operators of the last item block with all else fixed, exactly as the demo
+retrains what it finds, then the planted one and the next best from more seeds. What is trained stays in the folder, so
+the same command continues an interrupted one.
+"""
+
+import argparse
+import multiprocessing
+from collections.abc import Iterable
+from itertools import product
+from statistics import mean, stdev
+
+from components import prepare
+from components.evaluate import Contender, measure
+from components.run import Run, environment
+from components.workers import Job, train_alone
+from nascore.space import Genotype, parse
+from pipelines.__main__ import parse as parse_run
+
+POOLS = ("pool:sum", "pool:mean", "self_attentive_pool", "self_attention_pool")
+OPERATORS = (
+    "elementwise:product",
+    "elementwise:sum",
+    "elementwise:max",
+    "elementwise:min",
+    "mlp:16",
+    "attention:1",
+)
+FIXED = {"user/0": "mlp:16", "user/1": "elementwise:sum", "item/0": "attention:1"}
+Member = tuple[str, str]
+PLANTED: Member = (POOLS[0], OPERATORS[0])
+
+
+def genotype(member: Member) -> Genotype:
+    pool, operator = member
+    return parse({"user/pool": pool, **FIXED, "item/1": operator})
+
+
+def test_recall(task: tuple[str, Member, int]) -> float:
+    """Mean test recall@50 over users of one member trained from one seed."""
+    root, member, seed = task
+    run = Run.load(root)
+    model_id = run.method.model_id(genotype(member), run.schema.split_digest)
+    train_alone(run, Job.of(f"retrain/{model_id}/part=0/seed={seed}", run.method, genotype(member), seed))
+    contender = Contender("", "found", run.method, genotype(member), model_id)
+    return measure(run, contender, seed, run.rows("test")).means()["recall@50"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.planted", description=__doc__.split("\n")[0])
+    parser.add_argument("--root", default="runs/planted", help="folder of the trained models")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of every member")
+    parser.add_argument("--more", type=int, default=5, help="seeds of the planted member and the next three")
+    parser.add_argument("--processes", type=int, default=2)
+    asked = parser.parse_args()
+    environment()
+    run = parse_run("autotower", ["--config", "demo.yaml", "--root", asked.root])
+    run.save()
+    if not (run.folder / "prepare").done:
+        prepare.main(run)
+    members, budget = list(product(POOLS, OPERATORS)), run.members(run.budgets[0])
+    beyond = [member for member in members if genotype(member) not in budget]
+    if beyond:
+        raise SystemExit(f"not within {run.budgets[0]}: {beyond}")
+    found: dict[Member, list[float]] = {member: [] for member in members}
+    with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
+
+        def train(some: Iterable[Member], seeds: int) -> None:
+            tasks = [(member, seed) for member in some for seed in range(len(found[member]), seeds)]
+            for (member, _), value in zip(
+                tasks, pool.imap(test_recall, [(run.root, *task) for task in tasks]), strict=True
+            ):
+                found[member].append(value)
+
+        train(members, asked.seeds)
+        others = sorted((member for member in members if member != PLANTED), key=lambda member: -mean(found[member]))
+        leaders = [PLANTED, *others[:3]]
+        train(leaders, asked.more)
+    show(found, leaders)
+
+
+def show(found: dict[Member, list[float]], leaders: list[Member]) -> None:
+    """Print both tables and the lead."""
+    print(f"| test recall@50 | {' | '.join(OPERATORS)} |\n|---|{'---|' * len(OPERATORS)}")
+    for pool in POOLS:
+        print(f"| {pool} | {' | '.join(f'{mean(found[pool, operator]):.4f}' for operator in OPERATORS)} |")
+    print("\n| member | seeds | mean | standard deviation |\n|---|---|---|---|")
+    for member in leaders:
+        values = found[member]
+        print(f"| {', '.join(member)} | {len(values)} | {mean(values):.4f} | {stdev(values):.4f} |")
+    second = max(leaders[1:], key=lambda member: mean(found[member]))
+    lead = mean(found[PLANTED]) - mean(found[second])
+    deviation = max(stdev(found[PLANTED]), stdev(found[second]))
+    print(f"\nThe planted member leads {', '.join(second)} by {lead:.4f}: {lead / deviation:.1f} standard deviations.")
+
+
+if __name__ == "__main__":
+    main()

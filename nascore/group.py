@@ -5,11 +5,11 @@ Every rank computes its share of the loss: the shares sum to the loss of the joi
 
 from collections.abc import Iterable
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn import functional as collective
 
 
 def size() -> int:
@@ -22,11 +22,39 @@ def rank() -> int:
     return dist.get_rank() if size() > 1 else 0
 
 
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        summed = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_B: Tensor) -> Tensor:
+        parts = [torch.empty_like(x_B, memory_format=torch.contiguous_format) for _ in range(size())]
+        dist.all_gather(parts, x_B.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_J: Tensor) -> Tensor:
+        summed_J = gradient_J.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed_J)
+        return summed_J.chunk(size())[rank()]
+
+
 def total(x: Tensor) -> Tensor:
     """The sum of `x` over ranks, on every rank; gradients are summed over ranks too."""
     if size() == 1:
         return x
-    summed: Tensor = collective.all_reduce(x.clone())
+    summed: Tensor = _Total.apply(x)  # type: ignore[no-untyped-call]
     return summed
 
 
@@ -34,7 +62,8 @@ def joined(x_B: Tensor) -> Tensor:
     """The ranks' equally long tensors in rank order; the gradient of a rank's part returns to it."""
     if size() == 1:
         return x_B
-    return torch.cat(collective.all_gather(x_B.contiguous()))
+    tensors: Tensor = _Joined.apply(x_B)  # type: ignore[no-untyped-call]
+    return tensors
 
 
 @torch.no_grad()

@@ -114,9 +114,9 @@ class Net(nn.Module, ABC):
         """The cost of each part under a mix, by part names such as "user/pool"."""
 
     def cost(self, mix: Mix, under: str = "") -> Cost:
-        """The cost of all parts, or of those whose name starts with `under`."""
+        """The cost of all parts, or of the part or parts under a name: "user" has "user/pool"."""
         parts = self.costs(mix)
-        chosen = [cost for name, cost in parts.items() if name.startswith(under)]
+        chosen = [cost for name, cost in parts.items() if not under or f"{name}/".startswith(f"{under.rstrip('/')}/")]
         if not chosen:
             raise ValueError(f"no part {under!r}; there are: {', '.join(parts)}")
         return sum(chosen, Cost())

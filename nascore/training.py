@@ -109,8 +109,7 @@ class Fit:
         for key, value in state.items():
             if key.startswith("optimizer."):
                 _, kind, name = key.split(".", 2)
-                home = value.device if kind == "step" else by_name[name].device
-                self.optimizer.state[by_name[name]][kind] = value.clone().to(home)
+                self.optimizer.state[by_name[name]][kind] = value.clone().to(by_name[name].device)
 
 
 def load(supernet: Supernet, task: Task, weights: Mapping[str, Tensor]) -> None:

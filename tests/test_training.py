@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from components.run import Run
+from nascore import group
 from nascore.methods.autotower import AutoTower
 from nascore.methods.popularity import Popularity
 from nascore.net import Net
@@ -73,6 +74,23 @@ def test_a_training_can_stop_anywhere(prepared: Prepared, mode: Any) -> None:
         assert second.step == stop
         second.advance(20 - stop)
         assert_equal(second.state(), whole.state())
+
+
+def test_each_step_drops_out_anew(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, seeds = fit_of(prepared().rows("train")), list[int]()
+
+    def seeded(seed: int) -> None:
+        seeds.append(seed)
+        if len(seeds) > 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "manual_seed", seeded)
+    fit.advance(4)
+    for rank in (0, 1):
+        monkeypatch.setattr(group, "rank", lambda rank=rank: rank)
+        with pytest.raises(KeyboardInterrupt):
+            fit.advance(1)
+    assert len(set(seeds)) == len(seeds) == 6, "by step and by rank"
 
 
 def test_the_mean_loss_is_that_of_the_steps(prepared: Prepared) -> None:

@@ -19,17 +19,11 @@ from nascore.space import Genotype, parse
 from pipelines.__main__ import parse as parse_run
 
 POOLS = ("pool:sum", "pool:mean", "self_attentive_pool", "self_attention_pool")
-OPERATORS = (
-    "elementwise:product",
-    "elementwise:sum",
-    "elementwise:max",
-    "elementwise:min",
-    "mlp:16",
-    "attention:1",
-)
-FIXED = {"user/0": "mlp:16", "user/1": "elementwise:sum", "item/0": "attention:1"}
+FAMILY = ("elementwise:sum", "elementwise:mean", "elementwise:max", "elementwise:min")
+OPERATORS = (*FAMILY, "mlp:16", "attention:1")
+FIXED = {"user/0": "mlp:64", "user/1": "elementwise:sum", "item/0": "mlp:16"}
 Member = tuple[str, str]
-PLANTED: Member = (POOLS[0], OPERATORS[0])
+PLANTED: Member = (POOLS[0], FAMILY[0])
 
 
 def genotype(member: Member) -> Genotype:
@@ -74,10 +68,15 @@ def main() -> None:
                 found[member].append(value)
 
         train(members, asked.seeds)
-        others = sorted((member for member in members if member != PLANTED), key=lambda member: -mean(found[member]))
-        leaders = [PLANTED, *others[:3]]
+        others = sorted((m for m in members if not planted(m)), key=lambda member: -mean(found[member]))
+        leaders = [*(member for member in members if planted(member)), *others[:3]]
         train(leaders, asked.more)
     show(found, leaders)
+
+
+def planted(member: Member) -> bool:
+    """Whether a member can express what was planted."""
+    return member[0] == PLANTED[0] and member[1] in FAMILY
 
 
 def show(found: dict[Member, list[float]], leaders: list[Member]) -> None:
@@ -89,10 +88,11 @@ def show(found: dict[Member, list[float]], leaders: list[Member]) -> None:
     for member in leaders:
         values = found[member]
         print(f"| {', '.join(member)} | {len(values)} | {mean(values):.4f} | {stdev(values):.4f} |")
-    second = max(leaders[1:], key=lambda member: mean(found[member]))
-    lead = mean(found[PLANTED]) - mean(found[second])
-    deviation = max(stdev(found[PLANTED]), stdev(found[second]))
-    print(f"\nThe planted member leads {', '.join(second)} by {lead:.4f}: {lead / deviation:.1f} standard deviations.")
+    worst = min((m for m in leaders if planted(m)), key=lambda member: mean(found[member]))
+    best = max((m for m in leaders if not planted(m)), key=lambda member: mean(found[member]))
+    lead, deviation = mean(found[worst]) - mean(found[best]), max(stdev(found[worst]), stdev(found[best]))
+    told = f"{', '.join(worst)}, the last that can express it, leads {', '.join(best)}, the first that cannot"
+    print(f"\n{told}, by {lead:.4f}: {lead / deviation:.1f} standard deviations.")
 
 
 if __name__ == "__main__":

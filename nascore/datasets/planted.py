@@ -1,9 +1,9 @@
-"""Made-up data whose signal one pooling and one operator express within few MACs; docs/planted.md says why.
+"""Made-up data whose signal one pooling and one family of operators express within few MACs; see docs/planted.md.
 
-The next item of a user is drawn by softmax(14 <t, z>), whatever was drawn before. z is the unit vector along
-u[a] * v[b], an element-wise product that depends on both features of the item and, on average, on neither alone. t is
-the unit vector along p[segment] - 1.5 q for a user with fewer than 8 events, along p[segment] + 1.5 q from then on: its
-taste turns with the number of its events. A history shows of each event only that it happened.
+Users and items have three features each, of 16 values. The k-th feature of a user and the k-th of an item attract each
+other by a random orthogonal 16 x 16 table, so preferences spread evenly over 48 dimensions: vectors squeezed through
+fewer lose the rest. The fourth feature of an item attracts by how many events lie behind the user, and a history shows
+of each event only that it happened.
 """
 
 from collections.abc import Iterator
@@ -16,79 +16,85 @@ from numpy.typing import NDArray
 from nascore.datasets import CHUNK, Dataset, Feature, Layout, OnBadRow
 from nascore.schema import Side
 
-RANK = 16
-SEGMENTS = 12
-TURN, WEIGHT = 8, 1.5
-SHARPNESS = 14.0
-ACTIVITY, SHARES = (8, 32), (0.6, 0.4)
-SHOWN = 12
-START, SPAN = 1_600_000_000, 64 * 86_400
-Vectors = NDArray[np.float64]
+VALUES = 16
+TABLES = 3
+STAGES = (6, 14)
+ACTIVITY = (8, 16, 40)
+SHARES = (0.4, 0.3, 0.3)
+HISTORY = 24
+ATTRACTION, STAGE_ATTRACTION = 1.2, 2.0
+START, STEP = 1_600_000_000, 3_600
+Numbers = NDArray[np.float64]
+Ids = NDArray[np.int64]
 
 
 class Planted(Dataset):
-    """A segment for each user, an item for each pair of `values` values of a and as many of b; drawn from `seed`.
+    """Users with 8, 16 or 40 events each, drawn by softmax(preference) without repetition; nothing is read from `raw`.
 
-    A user has 8 or 32 events, so half and three quarters of them lie both before or both after the turn of its taste.
-    items: z by item, (values², RANK). preferences: t by segment, before and after the turn, (SEGMENTS, 2, RANK).
-    segment, activity: of each user, (users,). Nothing is read from `raw`.
+    user_values (users, 3), item_values (items, 4): the features. attraction (3, 16, 16), stage_attraction (3, 16): the
+    tables behind the preferences. activity (users,): events of each user.
     """
 
     protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal")
 
     def __init__(
-        self, raw: str = "", on_bad_row: OnBadRow = "error", users: int = 3_000, values: int = 32, seed: int = 0
+        self, raw: str = "", on_bad_row: OnBadRow = "error", users: int = 2_000, items: int = 1_000, seed: int = 0
     ) -> None:
         super().__init__(raw, on_bad_row)
-        self.values, self.seed = values, seed
-        rng = np.random.default_rng((seed, 0))
-        u, v = (_centred(rng.standard_normal((values, RANK))) for _ in "ab")
-        self.items = _unit((u[:, None] * v).reshape(-1, RANK))
-        p, q = _unit(rng.standard_normal((SEGMENTS, 1, RANK))), _unit(rng.standard_normal(RANK))
-        self.preferences = _unit(p + WEIGHT * np.stack([-q, q]))
-        self.segment = rng.integers(SEGMENTS, size=users)
+        rng = np.random.default_rng(seed)
+        self.seed = seed
+        self.user_values = rng.integers(VALUES, size=(users, TABLES))
+        self.item_values = rng.integers(VALUES, size=(items, TABLES + 1))
+        turns = np.linalg.qr(rng.standard_normal((TABLES, VALUES, VALUES)))[0]
+        self.attraction = ATTRACTION * VALUES**0.5 * turns
+        self.stage_attraction = STAGE_ATTRACTION * rng.standard_normal((len(STAGES) + 1, VALUES))
         self.activity = rng.choice(ACTIVITY, users, p=SHARES)
 
     def layout(self) -> Layout:
-        features = (Feature("segment", "user"), *(Feature(name, "item") for name in ("a", "b", "event")))
-        return Layout("user", "item", "timestamp", features, history=("event",), history_length=SHOWN)
+        features = [Feature(f"user_{k}", "user") for k in range(TABLES)]
+        features += [Feature(f"item_{k}", "item") for k in range(TABLES + 1)]
+        return Layout(
+            "user",
+            "item",
+            "timestamp",
+            (*features, Feature("event", "item")),
+            history=("event",),
+            history_length=HISTORY,
+        )
 
-    def chances(self) -> Vectors:
-        """The law of the next item by segment, before and after the turn. Shape (SEGMENTS, 2, items)."""
-        chance = np.exp(SHARPNESS * (self.preferences @ self.items.T))
-        return np.asarray(chance / chance.sum(-1, keepdims=True))
+    def preferences(self, stage: int) -> Numbers:
+        """What every user prefers at a stage. Shape (users, items)."""
+        own = sum(self.attraction[k][self.user_values[:, k]][:, self.item_values[:, k]] for k in range(TABLES))
+        preferred: Numbers = own + self.stage_attraction[stage][self.item_values[:, TABLES]]
+        return preferred
+
+    def draw(self) -> Ids:
+        """Each user's items in order, -1 after its last. Shape (users, most events)."""
+        rng = np.random.default_rng((self.seed, 1))
+        taken = np.zeros((len(self.user_values), len(self.item_values)), bool)
+        drawn = np.full((len(taken), max(ACTIVITY)), -1)
+        edges = (0, *STAGES, max(ACTIVITY))
+        for stage, (first, last) in enumerate(zip(edges, edges[1:], strict=False)):
+            noisy = self.preferences(stage) + rng.gumbel(size=taken.shape)
+            noisy[taken] = -np.inf
+            drawn[:, first:last] = np.argsort(-noisy, axis=1)[:, : last - first]
+            np.put_along_axis(taken, drawn[:, first:last], True, axis=1)
+        drawn[np.arange(max(ACTIVITY)) >= self.activity[:, None]] = -1
+        return drawn
 
     def rows(self) -> Iterator[pa.Table]:
-        """User after user, each in time order; a user's events are spread evenly over 64 days."""
-        rng = np.random.default_rng((self.seed, 1))
-        late = rng.random(len(self.segment))
-        user = np.repeat(np.arange(len(self.segment)), self.activity)
-        place = np.arange(len(user)) - np.repeat(self.activity.cumsum() - self.activity, self.activity)
-        timestamp = START + (SPAN * (place + late[user]) / self.activity[user]).astype(np.int64)
-        law = 2 * self.segment[user] + (place >= TURN)
-        draw, item = rng.random(len(user)), np.empty(len(user), np.int64)
-        for number, chance in enumerate(self.chances().reshape(2 * SEGMENTS, -1)):
-            item[law == number] = np.searchsorted(chance.cumsum()[:-1], draw[law == number], side="right")
-        log = pa.table({"user": user, "item": item, "timestamp": timestamp})
+        drawn = self.draw()
+        place, user = np.nonzero(drawn.T >= 0)
+        log = pa.table({"user": user, "item": drawn[user, place], "timestamp": START + STEP * place})
         for start in range(0, len(log), CHUNK):
             yield log.slice(start, CHUNK)
 
     def entities(self, side: Side) -> Iterator[pa.Table]:
-        if side == "user":
-            yield pa.table({"user": np.arange(len(self.segment)), "segment": self.segment})
-        else:
-            item = np.arange(len(self.items))
-            a, b = np.divmod(item, self.values)
-            yield pa.table({"item": item, "a": a, "b": b, "event": np.zeros_like(item)})
+        values = self.user_values if side == "user" else self.item_values
+        columns = {f"{side}_{k}": values[:, k] for k in range(values.shape[1])}
+        always = {"event": np.ones(len(values), np.int64)} if side == "item" else {}
+        yield pa.table({side: np.arange(len(values)), **columns, **always})
 
     @classmethod
     def specimen(cls) -> dict[str, bytes]:
         return {}
-
-
-def _unit(x: Vectors) -> Vectors:
-    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
-
-
-def _centred(x: Vectors) -> Vectors:
-    return np.asarray(x - x.mean(0))

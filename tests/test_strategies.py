@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from random import Random
+from random import Random, getstate
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
+import torch
 
 from nascore import plugins
 from nascore.cost import Budget, Cost
@@ -15,12 +17,24 @@ from nascore.strategies import Strategy, Trial
 NAMES = plugins.names("strategies")
 OPTIONS = ("a", "b", "c", "d")
 SPACE = Space([Decision(f"op/{i}", OPTIONS) for i in range(6)] + [Decision("from", ("raw", "1", "2"), most=2)])
+WIDE = Space(
+    [
+        Decision("op", OPTIONS),
+        Decision("some", tuple("abcdefgh"), least=2, most=4),
+        Decision("any", tuple("abcdefg"), least=0, most=7),
+        Decision("none", ("a", "b"), least=0, most=0),
+        Decision("one", ("a",)),
+    ]
+)
 SMALL = Space([Decision("op", ("a", "b", "c")), Decision("from", ("raw", "1"), most=2)])
 
 # Proposals may change only on purpose: a run that resumes must be asked what it was asked before.
 PINNED = {
     "evolution": "0dc9e4669c09",
+    "nsga2": "7c50ad7a83d7",
     "random": "587a93443754",
+    "reinforce": "33141e7166b7",
+    "tpe": "83960eef00a6",
 }
 
 
@@ -77,7 +91,7 @@ def test_only_members_are_asked_and_nothing_twice(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resume_is_a_retelling(name: str) -> None:
     original = make(name, seed=3)
-    told = search(original, 250)
+    told = search(original, 200)
     for stop in range(len(told)):
         resumed = make(name, seed=3)
         for batch in told[:stop]:
@@ -143,6 +157,40 @@ def test_a_space_told_to_the_end_asks_no_more(name: str, first: Sequence[Genotyp
     asked = proposals(search(strategy, 1_000))
     assert sorted(asked) == sorted(key(genotype) for genotype in SMALL.members())
     assert strategy.ask() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("space", [Space([]), SMALL.narrow({"op": ("b",), "from": ("raw", "1")})], ids=["none", "one"])
+def test_a_space_of_one_member_is_asked_once(name: str, space: Space) -> None:
+    strategy = make(name, space)
+    assert proposals(search(strategy, 100)) == [key(genotype) for genotype in space.members()]
+    assert strategy.ask() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decisions_may_open_several_options(name: str) -> None:
+    told = search(make(name, WIDE), 250)
+    asked = proposals(told)
+    assert len(set(asked)) == len(asked) >= 250
+    assert all(trial.genotype in WIDE for batch in told for trial in batch)
+    first, last = ([trial.score or 0.0 for trial in batch] for batch in (told[0], told[-1]))
+    assert name == "random" or mean(last) > mean(first) + 0.5 * stdev(first)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_may_have_any_scale(name: str) -> None:
+    plain = search(make(name), 150)
+    assert proposals(search(make(name), 150, lambda genotype: score(genotype) / 2**24 - 6.9)) == proposals(plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_of_others_are_not_disturbed(name: str) -> None:
+    def states() -> tuple[object, ...]:
+        return getstate(), torch.get_rng_state().tolist(), [str(part) for part in np.random.get_state()]
+
+    before = states()
+    search(make(name), 150)
+    assert states() == before
 
 
 def test_best_keeps_the_order_told_among_equals() -> None:

@@ -34,8 +34,12 @@ def main(arguments: list[str]) -> int:
         else:
             import_module(f"components.{arguments[0]}").main(run)
             print(f"{arguments[0]}: done")
-    except (ValueError, ArithmeticError, OSError) as error:
-        print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        from components.run import told
+
+        if told(error) is None:
+            raise
+        print(f"error: {told(error)}", file=sys.stderr)
         return 1
     return 0
 

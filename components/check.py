@@ -17,11 +17,12 @@ from nascore.tables import Vocabulary
 def main(arguments: list[str]) -> None:
     """Read the whole log once and print its statistics; raises DataError where the data cannot be used."""
     parser = ArgumentParser(prog="python -m components check", description=__doc__)
-    parser.add_argument("--dataset", required=True, choices=plugins.names("datasets"))
+    names = ", ".join(plugins.names("datasets"))
+    parser.add_argument("--dataset", required=True, help=f"a reader, with settings after a colon if any: {names}")
     parser.add_argument("--raw", default="", help="the folder of the raw files, on any fsspec URL")
     parser.add_argument("--on-bad-row", default="error", choices=("error", "skip"))
     known = parser.parse_args(arguments)
-    dataset: Dataset = plugins.load("datasets", known.dataset)(known.raw, known.on_bad_row)
+    dataset: Dataset = plugins.build("datasets", known.dataset, known.raw, known.on_bad_row)
     facts, features = survey(dataset)
     console, table = Console(), Table("column", "of", "kind", "distinct", "missing")
     for name, value in facts.items():

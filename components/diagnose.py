@@ -10,11 +10,12 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from components.run import Run
-from components.workers import Job, open_scorer, train_all
+from components.workers import Job, connect, fits, open_scorer, train_all
 from nascore.rows import seed_of
 from nascore.space import Genotype, key
 
@@ -34,7 +35,12 @@ def main(run: Run) -> None:
             )
             return
         drawn = draw(run, wanted.genotypes)
-        scores = open_scorer(run, run.workers.cache)(drawn)
+        connect()
+        fits(run, 1)
+        task = _scores.options(num_cpus=run.workers.cpus, num_gpus=run.workers.gpus)
+        scores = ray.get(task.remote(run.root, drawn))
+        if not np.isfinite(scores).all():
+            raise FloatingPointError("the supernet gives a genotype no finite score; lower its learning rate")
         ids = [run.method.model_id(genotype, run.schema.split_digest) for genotype in drawn]
         jobs = [
             Job.of(f"diagnose/{model_id}/seed={seed}", run.method, genotype, seed)
@@ -57,6 +63,12 @@ def main(run: Run) -> None:
         folder.write_json("diagnose.json", {**about, **judged(np.array(scores), alone), "points": points})
 
 
+@ray.remote
+def _scores(root: str, genotypes: list[Genotype]) -> list[float]:
+    run = Run.load(root)
+    return open_scorer(run, run.workers.cache)(genotypes)
+
+
 def draw(run: Run, count: int) -> list[Genotype]:
     """Distinct members of the first budget, drawn uniformly; fewer if the space holds fewer."""
     space, rng = run.members(run.budgets[0]), Random(f"diagnose/{run.seeds[0]}")
@@ -76,6 +88,7 @@ def judged(scores: Values, alone: Values) -> dict[str, Any]:
     pairs = list(combinations(range(alone.shape[1]), 2))
     ceiling = float(np.mean([correlation(alone[:, a], alone[:, b]) for a, b in pairs])) if pairs else None
     found = {"n": len(scores), "kendall": tau, "low": float(low), "high": float(high), "ceiling": ceiling}
+    found["overlap"] = overlap(scores, alone.mean(1))
     return {**found, "verdict": _verdict(tau, float(low), ceiling)}
 
 
@@ -83,6 +96,14 @@ def correlation(one: Values, other: Values) -> float:
     """Kendall's tau-b; 0 where one side is constant."""
     tau = float(kendalltau(one, other).statistic)
     return 0.0 if np.isnan(tau) else tau
+
+
+def overlap(one: Values, other: Values, top: int = 10) -> float | None:
+    """Which share of the best `top` by one is among the best `top` by the other; None with fewer than twice as many."""
+    if len(one) < 2 * top:
+        return None
+    both = set(np.argsort(-one, kind="stable")[:top]) & set(np.argsort(-other, kind="stable")[:top])
+    return len(both) / top
 
 
 def _verdict(tau: float, low: float, ceiling: float | None) -> str:

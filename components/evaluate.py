@@ -5,6 +5,7 @@ resample users and seeds together; a paired comparison resamples users, whose va
 p-value of the paired t-test.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,8 @@ def main(run: Run) -> None:
     with run.stage("evaluate") as folder:
         contenders = [*found(run), *rivals(run)]
         test = run.rows("test")
-        scores = {c.model_id: [measure(run, c, seed, test) for seed in run.seeds] for c in contenders}
+        unique = {contender.model_id: contender for contender in contenders}
+        scores = {name: [measure(run, one, seed, test) for seed in run.seeds] for name, one in unique.items()}
         folder.write_table("units.parquet", units(run, scores))
         report = compare(run, contenders, scores)
         folder.write_json("report.json", report)
@@ -67,10 +69,12 @@ def found(run: Run) -> list[Contender]:
 def rivals(run: Run) -> list[Contender]:
     """The hand-made methods of the run."""
     contenders = []
+    labels = Counter(method.label for method in run.methods[1:])
     for method in run.methods[1:]:
         (member,) = method.space(run.schema).members()
         model_id = method.model_id(member, run.schema.split_digest)
-        contenders.append(Contender(method.label, "baseline", method, member, model_id))
+        label = method.label if labels[method.label] == 1 else f"{method.label} ({model_id})"
+        contenders.append(Contender(label, "baseline", method, member, model_id))
     return contenders
 
 

@@ -221,10 +221,14 @@ def validation(groups: Mapping[str, tuple[bool, Sequence[Row]]], kind: str) -> s
                 mode = "lines" if len(curve) > 1 else "markers"
                 traces.append({**trace, **look, "mode": mode, "hovertemplate": about})
     layout = {"xaxis": _axis("epoch", rangemode="tozero"), "yaxis": _axis(f"{kind}, validation")}
-    said = "; ".join(f"{trace['name']} {number(max(trace['y']))}" for trace in traces)
+    said = "; ".join(f"{trace['name']} {number(_best(trace['y']))}" for trace in traces)
     figure = plot(f"{kind} on validation rows by epoch; the best of each training: {said}", traces, layout, 420)
     head = ("Model", "Seed", kind, "Best epoch", "Epochs", "Time")
     return figure + details("Numbers of every training", table("Models trained alone", head, numbers))
+
+
+def _best(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _colour(place: int) -> str:

@@ -27,7 +27,7 @@ from nascore.tables import Entities, Vocabulary
 
 USERS_A_PART = 4_096
 ROWS_A_BUCKET = 1 << 20
-ROWS_A_GROUP = 65_536
+ROWS_A_GROUP, FEWEST_A_GROUP, GROUPS = 65_536, 64, 64
 LABELLED = np.dtype([("user", "<i4"), ("item", "<i4"), ("timestamp", "<i8"), ("split", "i1")])
 Records = NDArray[Any]
 
@@ -151,8 +151,8 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
         raise DataError(
             f"{log.rows} rows under protocol {name} leave {' and '.join(empty)} empty; take another --protocol"
         )
-    for title in SPLITS:
-        _write_rows(log, title, buckets, folder)
+    for title, count in zip(SPLITS, counts.tolist(), strict=True):
+        _write_rows(log, title, count, buckets, folder)
     columns, digests = _write_entities(log, folder)
     layout = log.layout
     schema = Schema(
@@ -202,8 +202,8 @@ def _rank_in_run(keys: NDArray[np.int32]) -> NDArray[np.int32]:
     return (np.arange(len(keys)) - start).astype(np.int32)
 
 
-def _write_rows(log: Log, title: str, buckets: int, folder: Folder) -> None:
-    """A split's rows in random order, one file a bucket."""
+def _write_rows(log: Log, title: str, rows: int, buckets: int, folder: Folder) -> None:
+    """A split's rows in random order, one file a bucket; small splits have groups enough for many workers too."""
     for number in range(buckets):
         spill = log.scratch / f"{title}-{number:05d}"
         if not spill.exists():
@@ -211,8 +211,9 @@ def _write_rows(log: Log, title: str, buckets: int, folder: Folder) -> None:
         records = np.fromfile(spill, log.record)
         records = records[np.random.default_rng(seed_of("prepare", title, number)).permutation(len(records))]
         table = pa.table({field: np.ascontiguousarray(records[field]) for field in records.dtype.names or ()})
+        size = min(ROWS_A_GROUP, max(FEWEST_A_GROUP, -(-rows // GROUPS)))
         with folder.writing(f"split={title}/part-{number:05d}.parquet") as local:
-            pq.write_table(table, local, compression="zstd", row_group_size=ROWS_A_GROUP)
+            pq.write_table(table, local, compression="zstd", row_group_size=size)
         spill.unlink()
 
 

@@ -14,7 +14,7 @@ def main(run: Run) -> None:
             models.append((rival, member))
         unique = {method.model_id(member, run.schema.split_digest): (method, member) for method, member in models}
         jobs = [
-            Job.of(f"retrain/{model_id}/part=0/seed={seed}", method, member, seed)
+            Job.of(f"retrain/{model_id}/part=0/seed={seed}", method, member, seed, run.refit)
             for model_id, (method, member) in unique.items()
             for seed in run.seeds
         ]

@@ -4,6 +4,7 @@
 without it continues or starts anew. Files are written under a temporary name and published whole.
 """
 
+import glob
 import json
 import os
 import secrets
@@ -40,8 +41,31 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 STAGES = ("prepare", "supernet", "search", "diagnose", "retrain", "evaluate", "report")
+
+
+FIXED = {
+    "prepare": ("dataset", "raw", "protocol", "on_bad_row"),
+    "supernet": ("methods.0", "seeds.0"),
+    "search": ("strategies", "budgets", "seeds", "first", "keep"),
+    "diagnose": ("diagnosis",),
+    "retrain": ("methods", "seeds", "refit"),
+}
+"""What a stage that has begun holds fast; all else may still be changed."""
+
+
+def told(error: BaseException) -> str | None:
+    """One line for an error whose cause is the settings, the data, the storage or the cluster; None for one of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(cause := getattr(error, "cause", None), Exception):
+        return told(cause)
+    outside = type(error).__module__.partition(".")[0] in ("ray", "botocore", "aiohttp")
+    if outside or isinstance(error, ValueError | ArithmeticError | OSError):
+        return str(error) or type(error).__name__
+    return None
 
 
 def environment() -> None:
@@ -82,7 +106,8 @@ class Folder:
 
     def names(self, pattern: str) -> list[str]:
         """Names below this folder that match a pattern, sorted."""
-        return sorted(str(path).removeprefix(self.path).strip("/") for path in self.fs.glob(f"{self.path}/{pattern}"))
+        found = self.fs.glob(f"{glob.escape(self.path)}/{pattern}")
+        return sorted(str(path).removeprefix(self.path).strip("/") for path in found)
 
     def clear(self) -> None:
         """Remove the folder and all in it."""
@@ -166,6 +191,9 @@ class Workers:
     checkpoint: int = 1_000
     cache: int = 2 << 30
 
+    def __post_init__(self) -> None:
+        plugins.bounded(self, train=1, evaluators=0, cpus=1, gpus=0, checkpoint=1, cache=0)
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -179,12 +207,16 @@ class Diagnosis:
     genotypes: int = 40
     seeds: int = 2
 
+    def __post_init__(self) -> None:
+        plugins.bounded(self, genotypes=0, seeds=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """methods[0] is searched under each budget by each strategy with each seed; the others are its rivals.
 
-    keep: candidates retrained for each budget. first: genotypes that every search begins with.
+    keep: candidates retrained for each budget and strategy. first: genotypes that every search begins with. refit:
+    whether what is tested is trained once more, on train and valid rows together, for its best number of epochs.
     """
 
     root: str
@@ -198,11 +230,15 @@ class Run:
     keep: int = 3
     seeds: tuple[int, ...] = (0, 1, 2)
     first: tuple[Genotype, ...] = ()
+    refit: bool = False
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
     workers: Workers = field(default_factory=Workers)
     stages: tuple[str, ...] = STAGES
 
     def __post_init__(self) -> None:
+        if not self.root:
+            raise ValueError("--root is empty; it names the folder of the run, such as runs/mine")
+        plugins.bounded(self, keep=1)
         for name in ("root", "raw"):
             object.__setattr__(self, name, _absolute(getattr(self, name)))
 
@@ -221,7 +257,7 @@ class Run:
 
     def raw_data(self) -> Dataset:
         """The reader of the raw files; raises if it does not have the run's protocol."""
-        dataset: Dataset = plugins.load("datasets", self.dataset)(self.raw, self.on_bad_row)
+        dataset: Dataset = plugins.build("datasets", self.dataset, self.raw, self.on_bad_row)
         if self.protocol not in dataset.protocols:
             raise DataError(f"{self.dataset} has no protocol {self.protocol!r}; it has: {', '.join(dataset.protocols)}")
         return dataset
@@ -234,15 +270,20 @@ class Run:
         for budget in self.budgets:
             Budget(self.method.limits(budget), lambda genotype, under: Cost())
         for stage in self.stages:
-            if not Path(__file__).with_name(f"{stage}.py").exists():
+            if stage not in STAGES:
                 raise ValueError(f"no stage {stage!r}; there are: {', '.join(STAGES)}")
-        for name in ("strategies", "budgets", "seeds"):
+        if self.stages[:1] != STAGES[:1] and not (self.folder / STAGES[0]).done:
+            raise ValueError(f"--stages begins with {STAGES[0]} where the run holds no prepared data yet")
+        for name in ("methods", "strategies", "budgets", "seeds"):
             if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
-                raise ValueError(f"--{name} needs one or more, each once; not {list(getattr(self, name))}")
+                asked = "rivals" if name == "methods" else name
+                raise ValueError(f"--{asked} needs one or more, each once; not {list(getattr(self, name))}")
 
-    def rows(self, split: str, mode: Mode = "resident", rank: int = 0, world: int = 1, device: str = "cpu") -> Data:
-        """A split of the prepared data."""
-        return Data(f"{self.folder.url}/prepare", split, mode=mode, rank=rank, world=world, device=device)
+    def rows(
+        self, split: str, mode: Mode = "resident", rank: int = 0, world: int = 1, device: str = "cpu", first: int = 0
+    ) -> Data:
+        """A split of the prepared data, or about its `first` rows."""
+        return Data(f"{self.folder.url}/prepare", split, mode=mode, rank=rank, world=world, device=device, first=first)
 
     def checkpoint(self) -> Folder:
         """The newest whole checkpoint of the supernet."""
@@ -259,10 +300,20 @@ class Run:
         space = self.method.space(self.schema)
         return space.within(Budget(limits, self.method.price(self.schema))) if limits else space
 
-    def check_budgets(self) -> None:
-        """Raise `Infeasible`, with the cheapest cost seen, if a budget leaves nothing to search."""
+    def check_prepared(self) -> None:
+        """Raise for all that only the prepared data can show to be wrong, such as a budget that leaves no member."""
         for budget in self.budgets:
             self.members(budget).sample(Random(budget))
+        for method in self.methods:
+            for fitness in (method.fitness, method.stop):
+                fitness.check(method.task(self.schema))
+        for rival in self.methods[1:]:
+            if rival.space(self.schema).size() > 1:
+                raise ValueError(f"--rivals: {rival.name} has something to decide; a rival has nothing")
+        if self.method.train.batch % self.workers.train:
+            raise ValueError(
+                f"batch {self.method.train.batch} cannot be shared equally by --workers.train {self.workers.train}"
+            )
 
     @contextmanager
     def stage(self, name: str, resumes: bool = False) -> Iterator[Folder]:
@@ -284,10 +335,15 @@ class Run:
                 _leaves({name: value for name, value in run.items() if name not in ("workers", "stages", "root")})
                 for run in (mine, self.folder.read_json("run.json"))
             )
-            differs = [name for name in here | there if here.get(name) != there.get(name)]
+            begun = [name for stage, names in FIXED.items() if (self.folder / stage).names("*") for name in names]
+            differs = [
+                name
+                for name in here | there
+                if here.get(name) != there.get(name) and any(f"{name}.".startswith(f"{one}.") for one in begun)
+            ]
             if differs:
-                told = "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differs)
-                raise ValueError(f"{self.root} holds another run. {told}. Choose another --root, or remove that folder")
+                both = "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differs)
+                raise ValueError(f"{self.root} holds another run. {both}. Choose another --root, or remove that folder")
         self.folder.write_json("run.json", mine)
 
     @staticmethod
@@ -314,7 +370,7 @@ class Run:
 
 def _absolute(url: str) -> str:
     """A local path from the root of the disk: workers run in folders of their own. Other URLs stay as they are."""
-    return os.path.abspath(url) if url and "://" not in url else url
+    return os.path.abspath(os.path.expanduser(url)) if url and "://" not in url else url
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:

@@ -21,7 +21,7 @@ import ray
 from ray import tune
 
 from components.run import Folder, Run
-from components.workers import News, Teller, open_scorer, settle, watching
+from components.workers import News, Teller, fits, open_scorer, settle, watching
 from nascore import plugins
 from nascore.cost import UNITS, Cost
 from nascore.rows import seed_of
@@ -30,6 +30,7 @@ from nascore.strategies import Strategy, Trial
 
 Score = Callable[[Sequence[Genotype]], list[float | None]]
 SHARE = 0.01
+RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,22 @@ def main(run: Run) -> None:
     searches = [Search(s, b, seed) for b in run.budgets for s in run.strategies for seed in run.seeds]
     if len({search.id for search in searches}) < len(searches):
         raise ValueError(f"a strategy, budget or seed is named twice: {', '.join(search.id for search in searches)}")
-    run.check_budgets()
+    run.check_prepared()
     with run.stage("search", resumes=True) as folder, watching("search") as board:
         left = [search for search in searches if not (folder / search.id).done]
         if left:
             _tune(run, left, board)
+            unfinished = [search.id for search in left if not (folder / search.id).done]
+            if unfinished:
+                raise OSError(f"these searches were stopped before their end: {', '.join(unfinished)}")
         write_results(run, folder, searches)
 
 
 def _tune(run: Run, searches: Sequence[Search], board: Any) -> None:
     """Run the searches as one Tune experiment on node-local scratch; the run folder is their only state."""
-    cores = int(ray.cluster_resources().get("CPU", 1)) // run.workers.cpus
-    pool = run.workers.evaluators or max(1, cores // len(searches))
-    if pool > cores:
-        raise ValueError(
-            f"--workers.evaluators {pool} of {run.workers.cpus} CPUs each do not fit the cluster's {cores} cores"
-        )
+    places = places_for(run)
+    pool = run.workers.evaluators or max(1, places // len(searches))
+    fits(run, pool)
     bundle = {"CPU": run.workers.cpus - SHARE, **({"GPU": run.workers.gpus} if run.workers.gpus else {})}
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     table = _Table.remote()  # type: ignore[attr-defined]
@@ -88,11 +89,17 @@ def _tune(run: Run, searches: Sequence[Search], board: Any) -> None:
             raise error
 
 
+def places_for(run: Run) -> int:
+    """How many workers the cluster can run at a time."""
+    there, needed = ray.cluster_resources(), {"CPU": run.workers.cpus, "GPU": run.workers.gpus}
+    return min(int(there.get(unit, 0) // each) for unit, each in needed.items() if each)
+
+
 def _trial(config: dict[str, Any], root: str, pool: int, table: Any, board: Any) -> None:
     run, search = Run.load(root), config["searches"][config["number"]]
     settle(run)
     actor = _Evaluator.options(  # type: ignore[attr-defined]
-        num_cpus=run.workers.cpus - SHARE, num_gpus=run.workers.gpus, max_restarts=-1, max_task_retries=-1
+        num_cpus=run.workers.cpus - SHARE, num_gpus=run.workers.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS
     )
     evaluators = [actor.remote(root) for _ in range(pool)]
     best = continue_search(run, search, pooled(evaluators, table), Teller(board, search.id))

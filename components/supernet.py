@@ -9,12 +9,13 @@ import time
 from math import isfinite
 from typing import Any
 
+import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from components.run import Folder, Run
-from components.workers import News, Teller, settle, watching
+from components.workers import News, Teller, fits, settle, watching
 from nascore.training import Fit
 
 TOLD_EVERY = 50
@@ -23,11 +24,9 @@ RESTARTS = 3
 
 def main(run: Run) -> None:
     """Train to the end of the plan."""
-    run.check_budgets()
+    run.check_prepared()
     with run.stage("supernet", resumes=True) as folder, watching("supernet") as board:
-        plan = run.method.train
-        if plan.batch % run.workers.train:
-            raise ValueError(f"batch {plan.batch} cannot be shared equally by --workers.train {run.workers.train}")
+        fits(run, run.workers.train)
         with tempfile.TemporaryDirectory(prefix="nascore-train-") as scratch:
             trainer = TorchTrainer(
                 _worker,
@@ -47,13 +46,19 @@ def main(run: Run) -> None:
                 ),
             )
             trainer.fit()
+        failed = ray.get(board.failure.remote())
+        if failed:
+            raise ValueError(failed)
         folder.write_text("curve.json", run.checkpoint().read_text("curve.json"))
 
 
 def _worker(config: dict[str, Any]) -> None:
-    context = ray.train.get_context()
+    context, board = ray.train.get_context(), config["board"]
     run = Run.load(config["root"])
-    continue_training(run, context.get_world_rank(), context.get_world_size(), Teller(config["board"], "training"))
+    try:
+        continue_training(run, context.get_world_rank(), context.get_world_size(), Teller(board, "training"))
+    except (ValueError, ArithmeticError) as error:  # starting again would not mend it
+        ray.get(board.fail.remote(str(error)))
 
 
 def continue_training(run: Run, rank: int = 0, world: int = 1, tell: Any = lambda news: None) -> None:
@@ -64,6 +69,8 @@ def continue_training(run: Run, rank: int = 0, world: int = 1, tell: Any = lambd
     supernet, task = method.supernet(schema, method.space(schema), seed).to(device), method.task(schema).to(device)
     fit, plan, curve = Fit(supernet, task, rows, method.train, seed), method.train, list[dict[str, float]]()
     before, started = 0.0, time.monotonic()
+    if plan.steps < 1:
+        raise ValueError(f"a supernet is trained for 1 step or more, not {plan.steps}")
     if folder.names("step-*/done.json"):
         last = run.checkpoint()
         fit.restore({**last.read_tensors("weights.safetensors"), **last.read_tensors("optimizer.safetensors")})

@@ -24,8 +24,9 @@ from components.run import Folder, Run, running_cluster
 from nascore.methods import Method, Scorer, from_json
 from nascore.rows import seed_of
 from nascore.space import Genotype, parse
-from nascore.training import Fit, train
+from nascore.training import Fit, State, refit, train
 
+CHECKPOINT, REFITTED = "checkpoint.safetensors", "refitted.safetensors"
 LINE_EVERY = 30.0
 TELL_EVERY = 0.5
 
@@ -44,6 +45,17 @@ def connect() -> None:
             logging_level=logging.WARNING,
             object_store_memory=256 << 20,
         )
+
+
+def fits(run: Run, workers: int) -> None:
+    """Raise if so many workers can never run on a local cluster; say so where one may still grow."""
+    for unit, each in (("CPU", run.workers.cpus), ("GPU", run.workers.gpus)):
+        needed, there = workers * each, ray.cluster_resources().get(unit, 0)
+        if needed > there:
+            lacking = f"{workers} workers of {each:g} {unit}s each need more than the cluster's {there:g}"
+            if not running_cluster():
+                raise ValueError(f"{lacking}; lower --workers.train, --workers.evaluators, .cpus or .gpus")
+            print(f"  {lacking}; waiting for more", flush=True)
 
 
 def settle(run: Run) -> str:
@@ -71,12 +83,19 @@ class _Board:
 
     def __init__(self) -> None:
         self.news: dict[str, News] = {}
+        self.failed = ""
 
     def tell(self, key: str, news: News) -> None:
         self.news[key] = news
 
     def read(self) -> dict[str, News]:
         return self.news
+
+    def fail(self, why: str) -> None:
+        self.failed = self.failed or why
+
+    def failure(self) -> str:
+        return self.failed
 
 
 class Teller:
@@ -175,9 +194,10 @@ def open_scorer(run: Run, cache_bytes: int) -> Scorer:
         own = {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
         module.load_state_dict(own, assign=True)
         module.eval().requires_grad_(False)
-    return method.scorer(
-        supernet.net, task, run.rows("train", device=device), run.rows("valid", device=device), cache_bytes
-    )
+    fitness = method.fitness
+    train = run.rows("train", device=device, first=max(1, fitness.calibration))
+    valid = run.rows("valid", device=device, first=0 if fitness.ranks else fitness.rows)
+    return method.scorer(supernet.net, task, train, valid, cache_bytes)
 
 
 # Models trained alone
@@ -185,16 +205,20 @@ def open_scorer(run: Run, cache_bytes: int) -> Scorer:
 
 @dataclass(frozen=True)
 class Job:
-    """One model to train alone into a folder of the run: a member of a method's space, from one seed."""
+    """One model to train alone into a folder of the run: a member of a method's space, from one seed.
+
+    refit: whether the weights are those of a further training, on train and valid rows, for the best number of epochs.
+    """
 
     folder: str
     method: Mapping[str, Any]
     genotype: Mapping[str, Sequence[str]]
     seed: int
+    refit: bool = False
 
     @staticmethod
-    def of(folder: str, method: Method, genotype: Genotype, seed: int) -> "Job":
-        return Job(folder, method.to_json(), {name: list(chosen) for name, chosen in genotype.items()}, seed)
+    def of(folder: str, method: Method, genotype: Genotype, seed: int, refit: bool = False) -> "Job":
+        return Job(folder, method.to_json(), {name: list(chosen) for name, chosen in genotype.items()}, seed, refit)
 
 
 def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, Any]:
@@ -205,22 +229,30 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
         return known
     started, device = time.monotonic(), settle(run)
     method, schema = from_json(job.method), run.schema
-    genotype = method.canonical(parse(job.genotype))
-    (once,) = method.retrain[-1:]
-    rows = run.rows(once.on, run.workers.data, device=device)
-    valid = run.rows("valid", device=device)
-    supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed_of(job.seed, "alone")).to(device)
-    task = method.task(schema).to(device)
-    fit = Fit(supernet, task, rows, once.plan, seed_of(job.seed, "alone"))
-    saved = folder.read_tensors("checkpoint.safetensors") if folder.exists("checkpoint.safetensors") else None
+    genotype, plan = method.canonical(parse(job.genotype)), method.retrain
+    seed, valid = seed_of(job.seed, "alone"), run.rows("valid", device=device)
+
+    def fresh(split: str) -> Fit:
+        supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed).to(device)
+        rows = run.rows(split, run.workers.data, device=device)
+        return Fit(supernet, method.task(schema).to(device), rows, plan, seed)
+
+    def saved(name: str) -> State | None:
+        return folder.read_tensors(name) if folder.exists(name) else None
+
+    fit = fresh("train")
     outcome = train(
         fit,
-        lambda model: method.stop.measure(model, task, valid),
-        lambda state: folder.write_tensors("checkpoint.safetensors", state),
-        saved,
-        lambda epoch, value: tell(News(epoch, once.plan.epochs, "epochs", value, lasting=False)),
+        lambda model: method.stop.measure(model, fit.task, valid),
+        lambda state: folder.write_tensors(CHECKPOINT, state),
+        saved(CHECKPOINT),
+        lambda epoch, value: tell(News(epoch, plan.epochs, "epochs", value, lasting=False)),
     )
-    folder.write_tensors("weights.safetensors", outcome.weights)
+    weights = outcome.weights
+    if job.refit:
+        again = fresh("train+valid")
+        weights = refit(again, outcome.best_epoch, lambda state: folder.write_tensors(REFITTED, state), saved(REFITTED))
+    folder.write_tensors("weights.safetensors", weights)
     result = {
         "model_id": method.model_id(genotype, schema.split_digest),
         "name": method.name,
@@ -233,9 +265,10 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
     }
     folder.write_json("result.json", result)
     folder.write_json("done.json", {"seconds": result["seconds"]})
-    if folder.exists("checkpoint.safetensors"):
-        folder.fs.rm(f"{folder.path}/checkpoint.safetensors")
-    tell(News(once.plan.epochs, once.plan.epochs, "epochs", outcome.value, lasting=False))
+    for name in (CHECKPOINT, REFITTED):
+        if folder.exists(name):
+            folder.fs.rm(f"{folder.path}/{name}")
+    tell(News(plan.epochs, plan.epochs, "epochs", outcome.value, lasting=False))
     return result
 
 

@@ -47,7 +47,7 @@ class Budget:
         for name, limit in self.limits.items():
             if name.rpartition("/")[2] not in UNITS:
                 raise ValueError(f"budget {name!r}: the unit after the last '/' must be one of {', '.join(UNITS)}")
-            if limit <= 0:
+            if not limit > 0:
                 raise ValueError(f"budget {name!r}: a limit must be positive, not {limit}")
 
     def spent(self, genotype: Genotype) -> dict[str, float]:

@@ -59,6 +59,13 @@ def build(gallery: str, spec: str, *given: Any, **also: Any) -> Any:
     return room(*given, **settings, **also)
 
 
+def bounded(settings: Any, **least: float) -> None:
+    """Raise if a setting is below its least allowed value, or is no number at all."""
+    for name, bound in least.items():
+        if not getattr(settings, name) >= bound:
+            raise ValueError(f"{type(settings).__name__}: {name} is at least {bound}, not {getattr(settings, name)}")
+
+
 def _read(spec: str, value: str, annotation: Any) -> Any:
     if annotation is bool:
         if value.lower() not in ("true", "false"):

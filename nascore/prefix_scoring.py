@@ -8,6 +8,7 @@ batches are few, the in-batch softmax of all batches is one matrix of exponentia
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from math import nan
 
 import torch
 from torch import Tensor
@@ -146,8 +147,7 @@ class PrefixScorer:
             who, what, before = train.keys(fitness.sample(train))
             users, items = (train, who, before), (train, what, torch.zeros_like(what))
         self.sides = {"user": _Side(user, self.cache, users, valid), "item": _Side(item, self.cache, items, valid)}
-        self.ranks = fitness.kind not in ("objective", "loss@1")
-        if self.ranks:
+        if fitness.ranks:
             self.sides["user"].judge_on(*valid.ranked_users())
             every = torch.arange(valid.schema.items, dtype=torch.int32, device=valid.home)
             self.sides["item"].judge_on(every, torch.zeros_like(every))
@@ -186,13 +186,8 @@ class PrefixScorer:
 
     def _score(self, user: Prefix, item: Prefix) -> float:
         user_UO, item_JO = self.sides["user"].vectors(user, "user"), self.sides["item"].vectors(item, "item")
-        if self.ranks:
-            means = self.task.rank(lambda part: user_UO[part], item_JO, self.valid).means()
-            if self.fitness.kind not in means:
-                raise ValueError(
-                    f"fitness {self.fitness.kind!r} is neither objective nor loss@1 nor one of {', '.join(means)}"
-                )
-            return means[self.fitness.kind]
+        if self.fitness.ranks:
+            return self.task.rank(lambda part: user_UO[part], item_JO, self.valid).means().get(self.fitness.kind, nan)
         plain = self.fitness.kind == "loss@1"
         loss_R = self._compact(user_UO, item_JO, plain) if self.compact else self._batched(user_UO, item_JO, plain)
         batches = torch.zeros(len(self.sizes), dtype=torch.float64, device=loss_R.device)

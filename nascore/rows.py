@@ -7,6 +7,7 @@ memory-mapped file, so memory does not grow with the rows. What a batch holds ha
 the whole position.
 """
 
+import glob
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -58,11 +59,12 @@ class Ragged:
 
 
 class Data:
-    """One split of the prepared data under an fsspec URL, as one rank of `world` sees it.
+    """One split of the prepared data under an fsspec URL, or several as "train+valid", as one rank of `world` sees it.
 
     A training batch is shared equally by the ranks: in resident mode each takes its slice of the joined batch, in
     streaming mode each reads row groups of its own. `window` bounds the rows held in streaming mode: two windows and a
-    batch. Nothing is opened but the named split and the splits that its histories and seen items come from.
+    batch. `first`, unless 0, bounds the rows to about so many, the first; rows lie in random order. Nothing is opened
+    but the named splits and the splits that their histories and seen items come from.
     """
 
     def __init__(
@@ -75,23 +77,21 @@ class Data:
         rank: int = 0,
         world: int = 1,
         window: int = 1 << 19,
+        first: int = 0,
     ) -> None:
         self.fs, self.folder = fsspec.core.url_to_fs(url)
         self.schema = Schema.from_json(self.fs.cat_file(f"{self.folder}/schema.json").decode())
-        self.split, self.device, self.mode, self.rank, self.world, self.window = (
-            split,
-            device,
-            mode,
-            rank,
-            world,
-            window,
-        )
+        self.split, self.splits = split, tuple(split.split("+"))
+        self.device, self.mode, self.rank, self.world, self.window = device, mode, rank, world, window
         self.home = device if mode == "resident" else "cpu"
         self.names = (*KEYS, *(column.name for column in self.schema.of("row")))
         self.groups: list[tuple[str, int, int]] = []
-        for file in self._parts(f"split={split}"):
+        for file in (file for name in self.splits for file in self._parts(f"split={name}")):
             footer = pq.read_metadata(file, filesystem=self.fs)
             self.groups += [(file, group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
+        ends = list(accumulate(rows for _, _, rows in self.groups))
+        if first:
+            self.groups = self.groups[: sum(end < first for end in ends) + 1]
         self.rows = sum(rows for _, _, rows in self.groups)
         if not self.rows:
             raise ValueError(f"{url}: the {split} split is empty; another protocol or more data may fill it")
@@ -216,11 +216,15 @@ class Data:
 
     # Users and items
 
-    def user_batch(self, user_B: Tensor, before_B: Tensor) -> Batch:
-        """Users, shown the first `before_B` events of their histories; no items."""
+    def user_batch(self, user_B: Tensor, before_B: Tensor, whole: bool = False) -> Batch:
+        """Users, shown the first `before_B` events of their histories; no items.
+
+        Of those events a batch holds the last `history_length`, or if `whole`, all: T is then the longest past in it.
+        """
         columns = self._features("user", user_B)
-        if self.schema.history_length:
-            back_T = torch.arange(self.schema.history_length, 0, -1, device=before_B.device)
+        length = int(before_B.max()) if whole else self.schema.history_length
+        if whole or length:
+            back_T = torch.arange(length, 0, -1, device=before_B.device)
             place_BT = before_B.long()[:, None] - back_T
             event_BT = self.history.item[(self.history.at[user_B.long()][:, None] + place_BT).clamp(min=0)]
             item_BT = torch.where(place_BT >= 0, event_BT, 0)
@@ -242,7 +246,7 @@ class Data:
         at random, as AutoTower's public code does.
         """
         user_B = torch.nonzero(self.relevant.at.diff() > 0).squeeze(1).to(torch.int32)
-        if self.split not in self.schema.history_from[self.split]:
+        if not set(self.splits) & set(self.sources):
             return user_B, self.history.counts(user_B).to(torch.int32)
         drawn = self.packed[permutation(self.rows, "ranked row").to(self.home)]
         order = torch.argsort(drawn[:, 0], stable=True)
@@ -251,18 +255,23 @@ class Data:
     @cached_property
     def history(self) -> Ragged:
         """What this split may show of each user's past, oldest first."""
-        return self._events(self.schema.history_from[self.split])
+        return self._events(self.sources)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The splits that histories are made of: those of the first split, where several are joined."""
+        return self.schema.history_from[self.splits[0]]
 
     @cached_property
     def seen(self) -> Ragged:
         """Items that are no candidates for a user when this split is ranked."""
-        sources = self.schema.seen_in[self.split]
-        return self.history if sources == self.schema.history_from[self.split] else self._events(sources)
+        sources = self.schema.seen_in[self.splits[0]]
+        return self.history if sources == self.sources else self._events(sources)
 
     @cached_property
     def relevant(self) -> Ragged:
         """Each user's items in this split."""
-        return self._events((self.split,))
+        return self._events(self.splits)
 
     @cached_property
     def trained(self) -> Tensor:
@@ -319,4 +328,4 @@ class Data:
             return Ragged(at.to(self.home), item_E.clone().to(self.home) if self.mode == "resident" else item_E)
 
     def _parts(self, folder: str) -> list[str]:
-        return sorted(self.fs.glob(f"{self.folder}/{folder}/part-*.parquet"))
+        return sorted(self.fs.glob(f"{glob.escape(self.folder)}/{folder}/part-*.parquet"))

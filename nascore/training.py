@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from math import inf
-from typing import Any
+from math import cos, inf, nan, pi
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +12,15 @@ from torch import Tensor
 from nascore import group
 from nascore.net import Net, Supernet
 from nascore.ops.batch_norm import BatchNorm
-from nascore.rows import Data, permutation, seed_of
+from nascore.plugins import bounded
+from nascore.rows import Data, seed_of
 from nascore.schema import Batch
 from nascore.space import Genotype, Mix
 from nascore.tasks import Model, Task
 
 State = dict[str, Tensor]
+Schedule = Literal["constant", "linear", "cosine"]
+LOSSES = ("objective", "loss@1")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Plan:
         learning_rate: Adam's.
         weight_decay: Acts on weights of two or more dimensions.
         clip: Largest norm of the joined gradient; 0 for none.
+        schedule: Of the learning rate over `steps`: constant, or falling to 0 on a line or half a cosine.
     """
 
     batch: int
@@ -41,6 +45,15 @@ class Plan:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     clip: float = 0.0
+    schedule: Schedule = "constant"
+
+    def __post_init__(self) -> None:
+        bounded(self, batch=1, steps=0, epochs=0, patience=0, learning_rate=0, weight_decay=0, clip=0)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0 on."""
+        left = 1 - step / self.steps if self.schedule != "constant" else 1.0
+        return self.learning_rate * (left if self.schedule != "cosine" else (1 - cos(pi * left)) / 2)
 
 
 class Fit:
@@ -78,6 +91,8 @@ class Fit:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         group.exchange_gradients(self.names)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.plan.rate(self.step)
         if self.plan.clip:
             torch.nn.utils.clip_grad_norm_(self.names, self.plan.clip)
         self.optimizer.step()
@@ -112,6 +127,24 @@ class Fit:
                 self.optimizer.state[by_name[name]][kind] = value.clone().to(by_name[name].device)
 
 
+def refit(
+    fit: Fit,
+    epochs: int,
+    save: Callable[[State], None] = lambda state: None,
+    saved: Mapping[str, Tensor] | None = None,
+) -> State:
+    """Train for a number of epochs, from `saved` on if there is one; the last weights. 0 solves in closed form."""
+    if not epochs:
+        fit.supernet.net.solve(fit.data)
+    elif saved is not None:
+        fit.restore(saved)
+    steps = fit.data.steps_per_epoch(fit.plan.batch)
+    while fit.step < epochs * steps:
+        fit.advance(steps)
+        save(fit.state())
+    return fit.weights()
+
+
 def load(supernet: Supernet, task: Task, weights: Mapping[str, Tensor]) -> None:
     """Set the weights of a model as `Fit.weights` or `Fit.state` gave them."""
     for part, module in (("supernet", supernet), ("task", task)):
@@ -137,27 +170,35 @@ class Fitness:
     batch: int = 1024
     calibration: int = 8_192
 
+    def __post_init__(self) -> None:
+        bounded(self, rows=1, batch=1, calibration=0)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it is a metric of the task, not a loss."""
+        return self.kind not in LOSSES
+
+    def check(self, task: Task) -> None:
+        """Raise if the task has no such value."""
+        if self.ranks and self.kind not in task.metrics:
+            known = ", ".join((*LOSSES, *task.metrics))
+            raise ValueError(f"fitness {self.kind!r} is none of those there are: {known}")
+
     def fixed_rows(self, data: Data) -> list[Tensor]:
-        """The rows of each fixed validation batch."""
-        order = permutation(data.rows, "fitness").to(data.home)[: self.rows]
-        parts = list(order.split(self.batch))
+        """The rows of each fixed validation batch: the first of the split, whose rows lie in random order."""
+        parts = list(torch.arange(min(self.rows, data.rows), device=data.home).split(self.batch))
         return parts[:-1] if len(parts) > 1 and len(parts[-1]) < self.batch else parts
 
     def sample(self, data: Data) -> Tensor:
-        """The training rows to calibrate on."""
-        return permutation(data.rows, "calibration").to(data.home)[: self.calibration]
+        """The training rows to calibrate on: the first."""
+        return torch.arange(min(self.calibration, data.rows), device=data.home)
 
     def measure(self, model: Model, task: Task, data: Data) -> float:
         """Judge one model in evaluation mode."""
         task.eval()
         with torch.inference_mode():
-            if self.kind not in ("objective", "loss@1"):
-                means = task.evaluate(model, data).means()
-                if self.kind not in means:
-                    raise ValueError(
-                        f"fitness {self.kind!r} is neither objective nor loss@1 nor one of {', '.join(means)}"
-                    )
-                return means[self.kind]
+            if self.ranks:
+                return task.evaluate(model, data).means().get(self.kind, nan)
             batches = [data.batch(rows) for rows in self.fixed_rows(data)]
             losses = [
                 float(task.validation_loss(model(batch), batch, plain=self.kind == "loss@1")) for batch in batches

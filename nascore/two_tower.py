@@ -10,21 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nascore.cost import Cost
-from nascore.net import Net, embedding
+from nascore.net import Net, Row, embedding
+from nascore.ops import build
+from nascore.plugins import bounded
 from nascore.schema import Batch, Column, Schema
 from nascore.space import Mix, Space
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Plan
+from nascore.training import Plan, Schedule
 
 Inputs = dict[str, Tensor]
 Side = Literal["user", "item"]
+Size = Literal["L", "M", "H"]
+
+HIDDEN: Mapping[Size, tuple[int, ...]] = {"L": (256, 192, 128), "M": (512, 256, 128), "H": (1024, 512, 256, 128)}
+"""The hidden layers of hand-made towers in AutoTower's three sizes (Table 3)."""
 
 
 class TwoTower(Net):
     """Embeds both sides by tables of `width`; a history shares the tables of the item columns it is shown by.
 
     A batch may hold one side only; the output then has only that side. Outputs: {"user": (B, O), "item": (B, O)},
-    rows of unit length, and the embedded inputs "user/input", "item/input".
+    vectors of unit length, and the embedded inputs "user/input", "item/input". A net that gives a user K vectors has
+    "user" (B, K, O).
     """
 
     def __init__(self, schema: Schema, space: Space, width: int) -> None:
@@ -79,7 +86,7 @@ class TwoTower(Net):
         output = {}
         if "user" in x:
             output["user/input"] = self.user_input(x, mix)
-            output["user"] = functional.normalize(self.tower("user", output["user/input"], mix), dim=1)
+            output["user"] = functional.normalize(self.tower("user", output["user/input"], mix), dim=-1)
         if "item" in x:
             output["item/input"] = x["item"]
             output["item"] = functional.normalize(self.tower("item", x["item"], mix), dim=1)
@@ -91,7 +98,7 @@ class TwoTower(Net):
 
     @abstractmethod
     def tower(self, side: Side, x_BD: Tensor, mix: Mix) -> Tensor:
-        """One side's vector before it is brought to unit length. Shape (B, O)."""
+        """One side's vector before it is brought to unit length. Shape (B, O), or (B, K, O) of a user's K vectors."""
 
     def table_costs(self) -> dict[str, Cost]:
         """The weights of each side's tables."""
@@ -101,6 +108,17 @@ class TwoTower(Net):
             assert isinstance(table, nn.Embedding)
             costs[f"{sides.get(name, 'item')}/tables"] += Cost(table_params=table.weight.numel())
         return costs
+
+
+def layers(inputs: int, hidden: tuple[int, ...], output: int, norm: bool = True) -> Row:
+    """Linear maps to each hidden width and to the output, ReLU between them, batch normalisation before each ReLU.
+
+    norm: False leaves the batch normalisation out; the layers then take any axes before the last.
+    """
+    modules: list[nn.Module] = []
+    for before, after in zip((inputs, *hidden), hidden, strict=False):
+        modules += [build("linear", D=before, O=after), *((build("batch_norm", O=after),) if norm else ()), nn.ReLU()]
+    return Row(*modules, build("linear", D=hidden[-1], O=output))
 
 
 @dataclass(frozen=True)
@@ -133,14 +151,17 @@ class Training:
     patience: int = 5
     stop: str = "recall@50"
 
+    def __post_init__(self) -> None:
+        bounded(self, batch=1, temperature=1e-6, rate=0, epochs=1, patience=0)
+
     def task(self, schema: Schema) -> Retrieval:
         return Retrieval(
             schema.items, self.batch, self.temperature, self.correct, self.rate, regularizer=self.regularizer
         )
 
-    def supernet(self, steps: int) -> Plan:
+    def supernet(self, steps: int, schedule: Schedule) -> Plan:
         """The plan of a weight-sharing training."""
-        return Plan(self.batch, steps, 0, 0, self.learning_rate, self.weight_decay, self.clip)
+        return Plan(self.batch, steps, 0, 0, self.learning_rate, self.weight_decay, self.clip, schedule)
 
     def alone(self) -> Plan:
         """The plan of one model's own training."""

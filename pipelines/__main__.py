@@ -90,7 +90,8 @@ def _flat(prefix: str, settings: Any) -> dict[str, Any]:
 
 def execute(run: "Run") -> int:
     """Take a run through its stages; finished ones are skipped, so the same command continues or does nothing."""
-    import_module("components.run").environment()
+    of_runs = import_module("components.run")
+    of_runs.environment()
     begun = False
     try:
         run.check()
@@ -103,8 +104,10 @@ def execute(run: "Run") -> int:
             begun, started = True, time.monotonic()
             import_module(f"components.{stage}").main(run)
             print(f"{stage}: done in {time.monotonic() - started:.1f} s", flush=True)
-    except (ValueError, ArithmeticError, OSError) as error:
-        print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        if of_runs.told(error) is None:
+            raise
+        print(f"error: {of_runs.told(error)}", file=sys.stderr)
         if begun:
             print("What is finished stays; the same command continues.", file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ def autotower(
     budgets: tuple[str, ...] = ("M",),
     keep: int = 3,
     seeds: tuple[int, ...] = (0, 1, 2),
+    refit: bool = False,
     diagnosis: Diagnosis = Diagnosis(),  # noqa: B008
     workers: Workers = Workers(),  # noqa: B008
     stages: tuple[str, ...] = STAGES,
@@ -37,6 +38,7 @@ def autotower(
         budgets: Limits to search under: L, M, H, or text such as macs=3e5,user/params=1e5.
         keep: Candidates of each strategy and budget to retrain.
         seeds: Seeds of the searches and of all retrainings; the first also trains the supernet.
+        refit: Whether what is tested is trained once more, on train and valid rows, for its best number of epochs.
         diagnosis: How the supernet's ranking is tested; genotypes below 3 leave it out.
         workers: What the stages may use of the cluster.
         stages: The stages to run, in order.
@@ -61,6 +63,7 @@ def autotower(
         budgets=budgets,
         keep=keep,
         seeds=seeds,
+        refit=refit,
         diagnosis=diagnosis,
         workers=workers,
         stages=stages,

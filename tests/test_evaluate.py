@@ -17,6 +17,7 @@ from components.run import Diagnosis, Run
 from components.workers import Job, train_alone
 from nascore.cost import UNITS
 from nascore.methods.autotower import AutoTower
+from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
 from nascore.space import key, parse
 from nascore.tasks import Scores
@@ -61,6 +62,15 @@ def test_the_tau_the_ceiling_and_the_interval(monkeypatch: pytest.MonkeyPatch) -
     assert told["low"] < told["kendall"] < told["high"]
     assert diagnose.judged(scores, alone) == told, "the bootstrap is seeded"
     assert diagnose.judged(-scores, alone)["kendall"] == pytest.approx(-told["kendall"])
+
+
+def test_the_overlap_counts_what_is_best_by_both() -> None:
+    one, other = np.arange(20.0), np.arange(20.0)
+    other[[0, 1, 2]], other[[17, 18, 19]] = other[[17, 18, 19]], other[[0, 1, 2]]
+    assert diagnose.overlap(one, one) == 1.0 and diagnose.overlap(one, -one) == 0.0
+    assert diagnose.overlap(one, other) == 0.7
+    assert diagnose.overlap(one[:19], other[:19]) is None
+    assert diagnose.judged(one, other[:, None])["overlap"] == 0.7
 
 
 def test_few_or_equal_values_are_judged_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +244,8 @@ def test_the_found_model_is_the_best_on_validation(run_with: RunWith) -> None:
     assert kept[0].label == "AutoTower L, evolution" and kept[0].role == "found"
     assert kept[0].genotype == {"user/0": ("mlp:98",)}
     (rival,) = rivals(run)
+    twice = rivals(replace(run, methods=(METHOD, GoogleDNN(), GoogleDNN(output=32), Popularity())))
+    assert [one.label for one in twice] == [*(f"GoogleDNN M ({one.model_id})" for one in twice[:2]), "Popularity"]
     assert (rival.label, rival.role, rival.genotype) == ("Popularity", "baseline", {})
     assert rival.model_id == Popularity().model_id({}, run.schema.split_digest)
 

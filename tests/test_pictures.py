@@ -52,6 +52,15 @@ def test_durations(seconds: float, told: str) -> None:
     assert page.duration(seconds).replace("\xa0", " ") == told
 
 
+def test_an_epoch_without_a_value_is_a_gap() -> None:
+    result = {"model_id": "a", "seed": 0, "value": 0.5, "best_epoch": 1, "seconds": 1.0}
+    curve = [[1.0, 0.5], [None, None], [1.0, 0.25]]
+    drawn = pictures.validation({"Ours": (True, [{**result, "curve": curve}])}, "recall@50")
+    assert "[0.5,null,0.25]" in drawn.replace(" ", "") and "Ours 0.5000" in drawn
+    lost = pictures.validation({"Ours": (True, [{**result, "curve": [[1.0, None]]}])}, "recall@50")
+    assert f"Ours {page.NONE}" in lost
+
+
 def test_a_figure_cannot_end_its_script() -> None:
     trace = {"mode": "lines", "line": {"color": "red"}, "name": "a"}
     text = page.plot('<b> "alt"', [{**trace, "text": ["</script><b>"]}], {})

@@ -46,8 +46,8 @@ def test_help_is_there_at_once() -> None:
 
 
 def test_the_help_of_a_pipeline_loads_no_cluster() -> None:
-    done, imported, _ = started("autotower", "--help")
-    assert done.returncode == 0
+    done, imported, seconds = started("autotower", "--help")
+    assert done.returncode == 0 and seconds < 4
     for option in ("--method.training.learning_rate", "--diagnosis.genotypes", "--on_bad_row", "--preset", "--seeds"):
         assert option in done.stdout
     assert "Choice blocks of the user tower" in done.stdout, "what the docstrings say"
@@ -114,6 +114,7 @@ def authors() -> AutoTower:
         positions=True,
         pool_dropout=0.2,
         rectify=True,
+        fitness=Fitness("loss@1"),
         training=Training(weight_decay=1e-6, clip=5.0, regularizer=1e-5, stop="loss@1"),
     )
 
@@ -212,13 +213,27 @@ def pipeline(tmp_path: Path, shop: Any, monkeypatch: pytest.MonkeyPatch) -> Give
 @pytest.mark.parametrize(
     "options, told",
     [
-        (["--dataset=movielenz"], "no 'movielenz' in datasets; there are: movielens"),
+        (["--dataset=movielenz"], "no 'movielenz' in datasets; there are: amazon_books, movielens"),
         (["--protocol=weekly"], "parquet has no protocol 'weekly'; it has: user_temporal"),
         (["--raw=/nowhere"], "/nowhere: there is no schema.yaml"),
         (["--strategies=[evolutoin]"], "no 'evolutoin' in strategies; there are: evolution"),
         (["--strategies=[evolution:people=3]"], "evolution has no setting 'people'"),
         (["--strategies=[evolution:population=1]"], "population >= 2"),
         (["--strategies=[]"], "--strategies needs one or more"),
+        (["--rivals=[popularity,popularity]"], "--rivals needs one or more, each once"),
+        (["--root="], "--root is empty"),
+        (["--raw="], "--raw is empty"),
+        (["--keep=0"], "Run: keep is at least 1, not 0"),
+        (["--workers.train=0"], "Workers: train is at least 1, not 0"),
+        (["--diagnosis.seeds=0"], "Diagnosis: seeds is at least 1, not 0"),
+        (["--method.steps=0"], "AutoTower: steps is at least 1, not 0"),
+        (["--method.growth=1.5"], "growth"),
+        (["--method.training.epochs=0"], "Training: epochs is at least 1, not 0"),
+        (["--method.training.batch=0"], "Training: batch is at least 1, not 0"),
+        (["--method.fitness.rows=0"], "Fitness: rows is at least 1, not 0"),
+        (["--budgets=['macs=nan']"], "budget 'macs': a limit must be positive, not nan"),
+        (["--stages=[run]"], "no stage 'run'; there are: prepare, supernet"),
+        (["--stages=[supernet]"], "--stages begins with prepare"),
         (["--seeds=[1,1]"], "--seeds needs one or more, each once; not [1, 1]"),
         (["--budgets=[XXL]"], "budget 'XXL' is not of the form unit=limit"),
         (["--budgets=[flops=3]"], "budget 'flops': the unit"),
@@ -242,8 +257,9 @@ def test_stages_run_once_in_order(pipeline: Given, tmp_path: Path, capsys: pytes
     assert (tmp_path / "run/prepare/done.json").exists() and (tmp_path / "run/run.json").exists()
     assert pipeline() == 0
     assert capsys.readouterr().out == "prepare: done before\n"
-    assert pipeline("--keep=5") == 1, "another run"
-    assert "holds another run. keep: 3 there, 5 here." in capsys.readouterr().err
+    assert pipeline("--keep=5") == 0, "what no stage has used may change"
+    assert pipeline("--protocol=authors") == 1, "another run"
+    assert "holds another run. protocol: user_temporal there, authors here." in capsys.readouterr().err
 
 
 def test_a_failing_stage_says_how_to_go_on(
@@ -257,6 +273,6 @@ def test_a_failing_stage_says_how_to_go_on(
     said = capsys.readouterr()
     assert said.err.startswith("error: none of 3 genotypes has a finite score\nWhat is finished stays")
     assert "prepare: done in" in said.out
-    assert pipeline("--method.steps=7") == 1
+    assert pipeline("--on-bad-row=skip") == 1
     refused = capsys.readouterr().err
-    assert "method" in refused and "steps: " in refused and "What is finished" not in refused
+    assert "on_bad_row: error there, skip here" in refused and "What is finished" not in refused

@@ -181,6 +181,16 @@ def test_rows_stand_in_random_order(prepared: Prepared) -> None:
     assert (users[1:] == users[:-1]).mean() < 0.1, "a user's rows must not stand together"
 
 
+def test_a_small_split_has_groups_enough_for_several_workers(prepared: Prepared) -> None:
+    (file,) = Path(prepared().root, "prepare/split=train").glob("part-*.parquet")
+    footer = pq.read_metadata(file)
+    sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    assert len(sizes) == -(-footer.num_rows // 64) > 4 and set(sizes[:-1]) == {64}
+    shares = [prepared().rows("train", "streaming", rank, 2) for rank in range(2)]
+    drawn = [next(share.batches(128, seed=1)).rows.tolist() for share in shares]
+    assert [len(rows) for rows in drawn] == [64, 64] and not set(drawn[0]) & set(drawn[1])
+
+
 def files(root: str) -> dict[str, bytes]:
     return {
         str(file.relative_to(root)): file.read_bytes()

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -39,17 +41,33 @@ def scored(run: Run) -> pa.Table:
 
 
 def test_two_train_workers_come_close_to_one_process_on_the_joined_batch(run_with: RunWith) -> None:
-    together, alone = (run_with(METHOD, workers=Workers(train=n, checkpoint=20)) for n in (2, 1))
+    method = replace(METHOD, steps=4)
+    together, alone = (run_with(method, workers=Workers(train=n, checkpoint=2)) for n in (2, 1))
     supernet.main(together)
     continue_training(alone)
     assert together.folder.exists("supernet/done.json")
     ours, theirs = weights_of(together), weights_of(alone)
     assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-2, msg=name)
+    # Adam moves a weight by 1e-3 a step in the direction of its gradient's sign; rounding turns few of the signs
+    apart = torch.cat([(ours[name] - value).double().abs().flatten() for name, value in theirs.items()])
+    assert apart.max() < 1e-2 and apart.mean() < 2e-5
     curves = [run.checkpoint().read_json("curve.json") for run in (together, alone)]
-    assert [point["step"] for point in curves[0]] == [20, 40]
+    assert [point["step"] for point in curves[0]] == [2, 4]
     assert curves[0][0]["loss"] == pytest.approx(curves[1][0]["loss"], rel=1e-3)
+
+
+def test_an_error_that_a_restart_cannot_mend_is_told_at_once(run_with: RunWith) -> None:
+    run = run_with(replace(METHOD, training=replace(TRAINING, learning_rate=1e30)))
+    with pytest.raises(ValueError, match="^the supernet's loss is nan at step 40; lower its learning rate$"):
+        supernet.main(run)
+    assert not run.folder.exists("supernet/done.json")
+
+
+@pytest.mark.parametrize("stage", [supernet, search])
+def test_workers_that_no_machine_can_hold_are_an_error(run_with: RunWith, stage: Any) -> None:
+    run = run_with(METHOD, budgets=("",), workers=Workers(train=4, evaluators=4))
+    with pytest.raises(ValueError, match="4 workers of 1 CPUs each need more than the cluster's 2; lower --workers"):
+        stage.main(run)
 
 
 def test_searches_do_not_depend_on_the_evaluators_and_leave_the_weights_alone(run_with: RunWith) -> None:
@@ -104,43 +122,45 @@ def test_models_are_trained_diagnosed_and_tested(run_with: RunWith) -> None:
 
 
 SHARED = """
-import sys, time
-from safetensors.torch import load_file
+import sys
+from components.run import Run
+from components.workers import open_scorer
 
 def held(kind):
     total, inside = 0, False
     for line in open("/proc/self/smaps"):
         head = line.split()[0]
         if "-" in head and not head.endswith(":"):
-            inside = sys.argv[1] in line
+            inside = "weights.safetensors" in line
         elif inside and head == kind + ":":
             total += int(line.split()[1])
     return total
 
-tensors = load_file(sys.argv[1])
-first = float(tensors["weight"].sum())
-print("read", first, flush=True)
+scorer = open_scorer(Run.load(sys.argv[1]), 1 << 20)
+weights = [p for side in scorer.sides.values() for block in side.chain.blocks for p in block.parameters()]
+total = lambda: round(sum(float(p.double().sum()) for p in weights), 3)
+print(total(), flush=True)
 sys.stdin.readline()
 print(held("Rss"), held("Pss"), flush=True)
 sys.stdin.readline()
 if sys.argv[2] == "writer":
-    tensors["weight"].add_(1)
+    for p in weights:
+        p.add_(1)
 print("wrote", flush=True)
 sys.stdin.readline()
-print(float(tensors["weight"].sum()), flush=True)
+print(total(), flush=True)
 """
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs /proc/self/smaps to see shared pages")
-def test_evaluators_share_the_pages_of_the_weights_and_keep_their_writes_private(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    file = tmp_path / "weights.safetensors"
-    save_file({"weight": torch.ones(4_000_000)}, file)
+def test_evaluators_share_the_pages_of_the_weights_and_keep_their_writes_private(run_with: RunWith) -> None:
+    run = run_with(replace(METHOD, width=64, steps=2))
+    continue_training(run)
+    file = Path(run.checkpoint().path, "weights.safetensors")
     before = hashlib.sha256(file.read_bytes()).hexdigest()
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", SHARED, str(file), role], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SHARED, run.root, role], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for role in ("writer", "reader")
     ]
@@ -158,16 +178,18 @@ def test_evaluators_share_the_pages_of_the_weights_and_keep_their_writes_private
             process.stdin.write("\n")
             process.stdin.flush()
 
-    assert answers() == ["read 4000000.0"] * 2
+    first, same = answers()
+    assert first == same
     go_on()
     for line in answers():
         rss, pss = (int(number) for number in line.split())
-        assert rss > 15_000
+        assert 1024 * rss > 0.8 * file.stat().st_size
         assert pss < 0.7 * rss
     go_on()
     assert answers() == ["wrote"] * 2
     go_on()
-    assert answers() == ["8000000.0", "4000000.0"]
+    written, read = answers()
+    assert read == first and float(written) > float(first) + 1_000
     for process in both:
         process.communicate(timeout=20)
     assert hashlib.sha256(file.read_bytes()).hexdigest() == before

@@ -144,8 +144,6 @@ def ranked(model: Model, data: Data, ks: tuple[int, ...]) -> dict[int, dict[str,
         hits = [item in wanted for item in order]
         values = {}
         for k in ks:
-            if k > depth:
-                continue
             gained = sum(hit / math.log2(rank + 2) for rank, hit in enumerate(hits[:k]))
             ideal = sum(hits) if authors else len(wanted)
             best = sum(1 / math.log2(rank + 2) for rank in range(min(k, ideal)))
@@ -167,7 +165,7 @@ def test_ranking_equals_a_loop(
     model, task = Model(data, seed=3), Retrieval(data.schema.items, 64, ks=ks)
     scores, golden = task.evaluate(model, data), ranked(model, data, ks)
     assert scores.units.tolist() == sorted(golden)
-    assert set(scores.values) == {f"{name}@{k}" for name in ("recall", "hit", "ndcg") for k in ks[:-1]}
+    assert set(scores.values) == {f"{name}@{k}" for name in ("recall", "hit", "ndcg") for k in ks} == set(task.metrics)
     for name, values in scores.values.items():
         np.testing.assert_allclose(values, [golden[user][name] for user in sorted(golden)], rtol=1e-12, err_msg=name)
     assert scores.protocol == f"{protocol}/full-ranking"

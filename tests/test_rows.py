@@ -259,6 +259,21 @@ def test_nothing_of_a_later_split_is_opened(prepared: Prepared, files_opened: li
         assert any("entities" in path for path in files_opened), "the instrument sees what is read"
 
 
+def test_joined_splits_are_one_after_the_other_with_the_histories_of_the_first(prepared: Prepared) -> None:
+    train, valid, both = (Data(url(prepared()), split) for split in ("train", "valid", "train+valid"))
+    assert torch.equal(both.packed, torch.cat([train.packed, valid.packed]))
+    assert torch.equal(both.history.item, train.history.item) and torch.equal(both.seen.at, train.seen.at)
+    assert torch.equal(both.relevant.counts(torch.arange(9)), sum(d.relevant.at.diff()[:9] for d in (train, valid)))
+    last = both.batch(torch.arange(train.rows, both.rows))
+    assert torch.equal(last["history"], valid.batch(torch.arange(valid.rows))["history"])
+
+
+def test_the_first_rows_are_read_without_the_others(grouped: str) -> None:
+    whole, some = Data(grouped, "train"), Data(grouped, "train", first=40)
+    assert some.rows == 48 and torch.equal(some.packed, whole.packed[:48]), "whole row groups of 16"
+    assert Data(grouped, "train", first=10**6).rows == whole.rows == Data(grouped, "train", first=0).rows
+
+
 def test_an_empty_split_is_an_error(prepared: Prepared) -> None:
     with pytest.raises(ValueError, match="/prepare: the holiday split is empty; another protocol"):
         Data(url(prepared()), "holiday")

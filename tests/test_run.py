@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from components import run as running
-from components.run import Diagnosis, Folder, Run, Workers
+from components.run import STAGES, Diagnosis, Folder, Run, Workers
+from components.run import told as line_of
 from nascore import space
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
@@ -156,9 +157,46 @@ def test_a_run_may_go_on_elsewhere_with_other_workers(tmp_path: Path) -> None:
 )
 def test_a_folder_of_another_run_is_refused(folder: Folder, change: dict[str, Any], told: str) -> None:
     run_of(folder.url).save()
+    for stage in STAGES:
+        (folder / stage).write_text("begun", "x")
     with pytest.raises(ValueError, match=rf"holds another run\. {told}.*Choose another --root"):
         run_of(folder.url, **change).save()
     assert Run.load(folder.url) == run_of(folder.url)
+
+
+@pytest.mark.parametrize(
+    "begun, free, fixed",
+    [
+        ("prepare", {"methods": (replace(METHOD, blocks=3),), "keep": 9, "seeds": (7,)}, {"raw": "/other"}),
+        ("supernet", {"budgets": ("L",), "seeds": (4, 6), "refit": True}, {"methods": (replace(METHOD, blocks=3),)}),
+        ("search", {"diagnosis": Diagnosis(3), "methods": (METHOD,)}, {"budgets": ("L",)}),
+        ("diagnose", {"refit": True}, {"diagnosis": Diagnosis(3)}),
+        ("retrain", {"keep": 9}, {"refit": True}),
+    ],
+)
+def test_what_no_begun_stage_uses_may_change(
+    folder: Folder, begun: str, free: dict[str, Any], fixed: dict[str, Any]
+) -> None:
+    run_of(folder.url).save()
+    (folder / begun).write_text("begun", "x")
+    run_of(folder.url, **free).save()
+    assert Run.load(folder.url) == run_of(folder.url, **free)
+    with pytest.raises(ValueError, match="holds another run"):
+        run_of(folder.url, **free, **{name: value for name, value in fixed.items() if name not in free}).save()
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (ValueError("a bad name"), "a bad name"),
+        (FileNotFoundError(2, "no such file", "x"), "[Errno 2] no such file: 'x'"),
+        (TypeError("ours"), None),
+        (KeyError("ours"), None),
+    ],
+)
+def test_errors_from_outside_are_one_line(error: BaseException, line: str | None) -> None:
+    assert line_of(error) == line
 
 
 def test_a_stage_is_done_at_its_end(folder: Folder) -> None:

@@ -32,9 +32,9 @@ OPTIONS = (
 )
 
 
-def start(root: Path, shop: Any) -> subprocess.Popen[str]:
+def start(root: Path, shop: Any, *more: str) -> subprocess.Popen[str]:
     """The pipeline in a process group of its own, on a Ray cluster of its own."""
-    command = [sys.executable, "-m", "pipelines", "autotower", f"--root={root}", f"--raw={shop.raw}", *OPTIONS]
+    command = [sys.executable, "-m", "pipelines", "autotower", f"--root={root}", f"--raw={shop.raw}", *OPTIONS, *more]
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
         command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -65,6 +65,19 @@ def test_a_run_gives_the_same_report_twice_and_does_nothing_when_done(tmp_path: 
     assert time.monotonic() - started < 20
     assert again.count("done before") == 7
     assert "Report:" in again
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_is_not_done(tmp_path: Path, shop: Any, signalled: signal.Signals) -> None:
+    process = start(tmp_path / "run", shop, "--method.candidates=4000")
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "run").glob("search/*/generation-00002.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signalled)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode not in (0, None), output
+    assert "Traceback" not in output and not (tmp_path / "run/search/done.json").exists()
 
 
 @pytest.mark.long

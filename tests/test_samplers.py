@@ -57,3 +57,24 @@ def test_uniform_draws_every_member_alike() -> None:
     drawn = Counter(member(mix)["a"] for mix in mixes)
     assert all(abs(count / 3_000 - 1 / 3) < 0.03 for count in drawn.values()) and len(drawn) == 3
     assert len({key(member(mix)) for mix in mixes}) == SPACE.size() == 3 * 7
+
+
+def test_options_open_one_after_the_other() -> None:
+    space = Space([Decision("a", tuple("wxyz")), Decision("b", ("p", "q", "r"), least=2, most=3)])
+    growing, uniform = Uniform(space, 5, growth=80), Uniform(space, 5)
+    opened = [growing.opened(step) for step in range(80)]
+    counts = {name: [len(one.decisions[name].options) for one in opened] for name in "ab"}
+    assert counts == {"a": [1 + step // 20 for step in range(80)], "b": [2 + (step * 3 >= 160) for step in range(80)]}
+    for before, after in zip(opened, opened[1:], strict=False):
+        for name in "ab":
+            assert set(before.decisions[name].options) <= set(after.decisions[name].options)
+    for step in range(80):
+        mix = growing(None, step)
+        chosen = {
+            name: tuple(o for o, w in zip(d.options, mix[name], strict=True) if w)
+            for name, d in space.decisions.items()
+        }
+        assert chosen in opened[step]
+    assert [growing(None, step) for step in range(80, 200)] == [uniform(None, step) for step in range(80, 200)]
+    first = {Uniform(space, seed, growth=80).opened(0).decisions["a"].options for seed in range(20)}
+    assert len(first) == 4, "which option is first hangs on the seed"

@@ -340,6 +340,39 @@ def test_a_killed_model_ends_as_if_it_had_not_been(
     assert train_alone(killed, replace(job, seed=99)) == json.loads(json.dumps(found)), "done is done"
 
 
+@pytest.mark.parametrize("killed_after", [0, 1])
+def test_a_refit_trains_on_train_and_valid_for_the_best_number_of_epochs(
+    run_with: RunWith, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    run, other = run_with(METHOD), run_with(METHOD)
+    job = job_of(run)
+    known = train_alone(other, job)
+    write, refitted = Folder.write_tensors, list[str]()
+
+    def watched(folder: Folder, name: str, tensors: Any) -> None:
+        write(folder, name, tensors)
+        refitted.extend([name] if name == workers.REFITTED else [])
+        if killed_after and len(refitted) == killed_after:
+            refitted.append("killed")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Folder, "write_tensors", watched)
+    if killed_after:
+        with pytest.raises(KeyboardInterrupt):
+            train_alone(run, replace(job, refit=True))
+    result = train_alone(run, replace(job, refit=True))
+    assert {**result, "seconds": 0} == {**known, "seconds": 0}, "what is told comes from validation"
+    epochs, seed, folder = known["best_epoch"], seed_of(job.seed, "alone"), run.folder / job.folder
+    assert refitted.count(workers.REFITTED) == epochs
+    assert sorted(folder.names("*")) == ["done.json", "result.json", "weights.safetensors"]
+    space = METHOD.space(run.schema).narrow(parse(job.genotype))
+    both = run.rows("train+valid")
+    assert both.rows == run.rows("train").rows + run.rows("valid").rows
+    golden = Fit(METHOD.supernet(run.schema, space, seed), METHOD.task(run.schema), both, METHOD.retrain, seed)
+    golden.advance(epochs * both.steps_per_epoch(64))
+    assert_same(folder.read_tensors("weights.safetensors"), golden.weights())
+
+
 def test_an_epoch_that_was_not_a_number_is_told_as_none(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.5, math.nan, 0.2])
     monkeypatch.setattr(Fitness, "measure", lambda *_: next(values))

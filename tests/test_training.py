@@ -131,6 +131,23 @@ def test_the_joined_gradient_is_clipped(prepared: Prepared, clip: float) -> None
     assert norms[0] == pytest.approx(1e-3 if clip == 1e-3 else norms[1], rel=1e-4)
 
 
+def test_the_learning_rate_follows_its_schedule(prepared: Prepared) -> None:
+    def rates(schedule: Any) -> list[float]:
+        return [Plan(32, steps=4, learning_rate=0.8, schedule=schedule).rate(step) for step in range(5)]
+
+    assert rates("constant") == [0.8] * 5
+    assert rates("linear") == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
+    assert rates("cosine") == pytest.approx([0.8, 0.4 * (1 + 0.5**0.5), 0.4, 0.4 * (1 - 0.5**0.5), 0.0])
+    data = prepared().rows("train")
+    whole, part, rest = (fit_of(data, plan=replace(SMALL.train, steps=6, schedule="linear")) for _ in range(3))
+    whole.advance(6)
+    part.advance(2)
+    assert [group["lr"] for group in part.optimizer.param_groups] == pytest.approx([1e-3 * 5 / 6] * 2)
+    rest.restore(copied(part.state()))
+    rest.advance(4)
+    assert_equal(rest.state(), whole.state())
+
+
 def test_stopping_counts_epochs_without_a_better_value() -> None:
     stopping = Stopping(2)
     told = [(0.1, True), (0.3, True), (math.nan, False), (0.4, True), (0.4, False), (0.2, False)]
@@ -267,12 +284,11 @@ def test_kinds_of_fitness_equal_loops(prepared: Prepared, kind: str) -> None:
 
 
 def test_an_unknown_fitness_is_an_error_that_names_the_others(prepared: Prepared) -> None:
-    net, task = trained(prepared().rows("train"), steps=1)
-    model = net.under(net.space.mix(net.space.sample(Random(1))))
-    with pytest.raises(
-        ValueError, match="fitness 'recall@7' is neither objective nor loss@1 nor one of recall@1, hit@1"
-    ):
-        Fitness("recall@7").measure(model, task, prepared().rows("valid"))
+    _, task = trained(prepared().rows("train"), steps=1)
+    with pytest.raises(ValueError, match="fitness 'recall@7' is none of those there are: objective, loss@1, recall@1"):
+        Fitness("recall@7").check(task)
+    for known in ("objective", "loss@1", "ndcg@100"):
+        Fitness(known).check(task)
 
 
 @pytest.mark.parametrize("calibration", [0, 300])

@@ -28,15 +28,6 @@ CACHE = 2 << 30
 Scorer = Callable[[Sequence[Genotype]], list[float]]
 
 
-@dataclass(frozen=True)
-class Round:
-    """One retraining: of the best `keep` candidates, or of all for 0, on the named splits joined by "+"."""
-
-    plan: Plan
-    keep: int = 0
-    on: str = "train"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method(metaclass=ABCMeta):
     """presets: named changes of the fields. budgets: named limits, such as the paper's."""
@@ -67,8 +58,8 @@ class Method(metaclass=ABCMeta):
 
     @property
     @abstractmethod
-    def retrain(self) -> tuple[Round, ...]:
-        """How candidates are trained alone, round after round."""
+    def retrain(self) -> Plan:
+        """How a model is trained alone."""
 
     @property
     def fitness(self) -> Fitness:

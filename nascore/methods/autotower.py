@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.methods import CACHE, Method, Round, Scorer
+from nascore.methods import CACHE, Method, Scorer
 from nascore.net import Choose, Net, Row
 from nascore.ops import build
+from nascore.plugins import bounded
 from nascore.prefix_scoring import Chain, PrefixScorer
 from nascore.rows import Data
 from nascore.samplers.uniform import Uniform
@@ -27,7 +28,7 @@ from nascore.schema import Schema
 from nascore.space import Decision, Genotype, Mix, Space
 from nascore.tasks import Task
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Fitness, Plan
+from nascore.training import Fitness, Plan, Schedule
 from nascore.two_tower import Inputs, Side, Training, TwoTower
 
 POOL = "user/pool"
@@ -52,6 +53,9 @@ class AutoTower(Method):
         pool_dropout: On the attention of those poolings.
         rectify: Whether the last block ends in a ReLU as the others do.
         steps: Steps of the supernet.
+        growth: Share of them over which options open one after the other; at 0 all are open from the start, as in the
+            paper.
+        schedule: Of the supernet's learning rate: constant, or falling to 0 as linear or cosine.
         candidates: Genotypes that a search scores.
         fitness: What they are scored by.
         training: How the supernet and the candidates are trained.
@@ -68,6 +72,8 @@ class AutoTower(Method):
     pool_dropout: float = 0.0
     rectify: bool = False
     steps: int = 50_000
+    growth: float = 0.0
+    schedule: Schedule = "constant"
     candidates: int = 2_550
     fitness: Fitness = Fitness()
     training: Training = Training()
@@ -78,6 +84,7 @@ class AutoTower(Method):
             "positions": True,
             "pool_dropout": 0.2,
             "rectify": True,
+            "fitness": {"kind": "loss@1"},
             "training": {"weight_decay": 1e-6, "clip": 5.0, "regularizer": 1e-5, "stop": "loss@1"},
         }
     }
@@ -86,6 +93,11 @@ class AutoTower(Method):
         "M": "params=480000,macs=560000",
         "H": "params=1200000,macs=1600000",
     }
+
+    def __post_init__(self) -> None:
+        bounded(self, blocks=1, embedding=1, width=1, output=1, growth=0, steps=1, candidates=1)
+        if self.item_blocks == 0 or self.growth > 1:
+            raise ValueError(f"AutoTower: not 1 <= item_blocks or not growth <= 1: {self.item_blocks}, {self.growth}")
 
     def space(self, schema: Schema) -> Space:
         decisions = [Decision(POOL, self._pools())] if schema.history_length else []
@@ -119,22 +131,22 @@ class AutoTower(Method):
         return _AutoTowerNet(self, schema, space)
 
     def sampler(self, space: Space, seed: int) -> Uniform:
-        return Uniform(space, seed)
+        return Uniform(space, seed, round(self.growth * self.steps))
 
     def task(self, schema: Schema) -> Retrieval:
         return self.training.task(schema)
 
     @property
     def train(self) -> Plan:
-        return self.training.supernet(self.steps)
+        return self.training.supernet(self.steps, self.schedule)
 
     @property
     def stop(self) -> Fitness:
         return Fitness(self.training.stop)
 
     @property
-    def retrain(self) -> tuple[Round, ...]:
-        return (Round(self.training.alone()),)
+    def retrain(self) -> Plan:
+        return self.training.alone()
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         assert isinstance(net, _AutoTowerNet) and isinstance(task, Retrieval)

@@ -5,47 +5,45 @@ layer is followed by batch normalisation and ReLU (AutoTower, Table 3; sizes equ
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.methods import Method, Round
-from nascore.net import Net, Row
+from nascore.methods import Method
+from nascore.net import Net
 from nascore.ops import build
+from nascore.plugins import bounded
 from nascore.samplers.uniform import Uniform
 from nascore.schema import Schema
 from nascore.space import Mix, Space
 from nascore.tasks.retrieval import Retrieval
 from nascore.training import Fitness, Plan
-from nascore.two_tower import Inputs, Side, Training, TwoTower
+from nascore.two_tower import HIDDEN, Inputs, Side, Size, Training, TwoTower, layers
 
 
-class _GoogleDNN(TwoTower):
-    def __init__(self, schema: Schema, space: Space, embedding: int, hidden: tuple[int, ...], output: int) -> None:
+class PlainTowers(TwoTower):
+    """A stack of layers a side, the history pooled by the operator of a spec."""
+
+    def __init__(
+        self, schema: Schema, space: Space, embedding: int, hidden: tuple[int, ...], output: int, pool: str
+    ) -> None:
         super().__init__(schema, space, embedding)
-        self.pool = build("pool:mean", T=schema.history_length, D=self.history_width)
+        self.pool = build(pool, T=schema.history_length, D=self.history_width) if self.history_width else None
         inputs = {"user": self.user_width + self.history_width, "item": self.item_width}
-        self.towers = nn.ModuleDict({side: _layers((width, *hidden), output) for side, width in inputs.items()})
+        self.towers = nn.ModuleDict({side: layers(width, hidden, output) for side, width in inputs.items()})
 
     def user_input(self, x: Inputs, mix: Mix) -> Tensor:
-        return torch.cat([x["user"], self.pool(x["history"], x["mask"])], 1) if "history" in x else x["user"]
+        return x["user"] if self.pool is None else torch.cat([x["user"], self.pool(x["history"], x["mask"])], 1)
 
     def tower(self, side: Side, x_BD: Tensor, mix: Mix) -> Tensor:
         output: Tensor = self.towers[side](x_BD)
         return output
 
     def costs(self, mix: Mix) -> dict[str, Cost]:
+        pool = {} if self.pool is None else {"user/pool": self.pool.cost()}
         towers = {f"{side}/layers": tower.cost() for side, tower in self.towers.items()}  # type: ignore[operator]
-        return self.table_costs() | towers
-
-
-def _layers(widths: tuple[int, ...], output: int) -> Row:
-    modules: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
-        modules += [build("linear", D=before, O=after), build("batch_norm", O=after), nn.ReLU()]
-    return Row(*modules, build("linear", D=widths[-1], O=output))
+        return self.table_costs() | pool | towers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,27 +58,24 @@ class GoogleDNN(Method):
         training: See `Training`.
     """
 
-    size: Literal["L", "M", "H"] = "M"
+    size: Size = "M"
     embedding: int = 16
     output: int = 64
     fitness: Fitness = Fitness()
     training: Training = Training()
 
-    layers: ClassVar[dict[str, tuple[int, ...]]] = {
-        "L": (256, 192, 128),
-        "M": (512, 256, 128),
-        "H": (1024, 512, 256, 128),
-    }
+    def __post_init__(self) -> None:
+        bounded(self, embedding=1, output=1)
 
     @property
     def label(self) -> str:
-        return f"GoogleDNN {self.size}"
+        return f"{type(self).__name__} {self.size}"
 
     def space(self, schema: Schema) -> Space:
         return Space([])
 
     def net(self, schema: Schema, space: Space) -> Net:
-        return _GoogleDNN(schema, space, self.embedding, self.layers[self.size], self.output)
+        return PlainTowers(schema, space, self.embedding, HIDDEN[self.size], self.output, "pool:mean")
 
     def sampler(self, space: Space, seed: int) -> Uniform:
         return Uniform(space, seed)
@@ -97,5 +92,5 @@ class GoogleDNN(Method):
         return Fitness(self.training.stop)
 
     @property
-    def retrain(self) -> tuple[Round, ...]:
-        return (Round(self.training.alone()),)
+    def retrain(self) -> Plan:
+        return self.training.alone()

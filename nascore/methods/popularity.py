@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.methods import Method, Round
+from nascore.methods import Method
 from nascore.net import Net
 from nascore.rows import Data
 from nascore.samplers.uniform import Uniform
@@ -63,5 +63,5 @@ class Popularity(Method):
         return Fitness("recall@50")
 
     @property
-    def retrain(self) -> tuple[Round, ...]:
-        return (Round(self.train),)
+    def retrain(self) -> Plan:
+        return self.train

@@ -46,6 +46,11 @@ class Task(nn.Module, ABC):
 
     headline: str
 
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all that `evaluate` measures."""
+
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """This rank's share of the loss of the joined batch: a scalar; the shares sum to the loss."""

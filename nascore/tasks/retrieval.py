@@ -22,9 +22,13 @@ CELLS = 1 << 24
 class Retrieval(Task):
     """Outputs are {"user": (B, O), "item": (B, O)}; a pair's preference is the inner product of its two vectors.
 
+    A model may give a user K vectors, (B, K, O): the preference is then the largest of the K inner products, and in
+    training that of the vector nearest to the row's own item.
+
     items: ids of the item vocabulary, with 0. ks: ranks to report.
     regularizer: weight of the Frobenius norms of the joined batch's embedded inputs, which the net then gives as
     "user/input" and "item/input".
+    whole: whether a ranking shows a user's whole past, instead of the last `history_length` events of it.
 
     The correction keeps for each item the step it was last seen at and its average gap in steps; an item that occurs k
     times in a batch is updated k times at once: gap <- (1 - rate)^k gap + rate (1 - rate)^(k-1) (step - last).
@@ -44,13 +48,18 @@ class Retrieval(Task):
         rate: float = 0.01,
         ks: tuple[int, ...] = (1, 5, 10, 50, 100),
         regularizer: float = 0.0,
+        whole: bool = False,
     ) -> None:
         super().__init__()
         self.temperature, self.correct, self.rate, self.ks = temperature, correct, rate, ks
-        self.regularizer = regularizer
+        self.regularizer, self.whole = regularizer, whole
         self.register_buffer("last_seen", torch.zeros(items, dtype=torch.float64))
         self.register_buffer("gap", torch.full((items,), float(max(1, (items - 1) // batch)), dtype=torch.float64))
         self.register_buffer("seen_steps", torch.zeros((), dtype=torch.float64))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(f"{metric}@{k}" for k in self.ks for metric in ("recall", "hit", "ndcg"))
 
     def loss(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """This rank's rows against the items of the joined batch, over the joined batch's rows."""
@@ -75,6 +84,8 @@ class Retrieval(Task):
         plain: at temperature 1 and without correction.
         """
         own_B = torch.arange(first, first + len(user_BO), device=user_BO.device)
+        if user_BO.dim() == 3:
+            user_BO = nearest(user_BO, item_JO[first : first + len(user_BO)])
         return functional.cross_entropy(self.logits(user_BO, item_JO, item_J, plain), own_B, reduction="none")
 
     def logits(self, user_BO: Tensor, item_JO: Tensor, item_J: Tensor, plain: bool = False) -> Tensor:
@@ -101,14 +112,16 @@ class Retrieval(Task):
         with torch.inference_mode():
             item_IO = encode_items(model, data)
             users, before = data.ranked_users()
-            return self.rank(lambda part: model(data.user_batch(users[part], before[part]))["user"], item_IO, data)
+            return self.rank(
+                lambda part: model(data.user_batch(users[part], before[part], self.whole))["user"], item_IO, data
+            )
 
     def rank(self, user_of: Callable[[slice], Tensor], item_IO: Tensor, data: Data) -> Scores:
         """The scores of given item vectors, users encoded block by block, so memory stays bounded.
 
-        user_of: the vectors (b, O) of a slice of `data.ranked_users()`. A user's relevant items are its distinct
-        items in the split that are candidates. Under the protocol `authors` they are all its events there, and NDCG
-        is relative to what was retrieved, as in AutoTower's public code.
+        user_of: the vectors, (b, O) or (b, K, O), of a slice of `data.ranked_users()`. A user's relevant items are its
+        distinct items in the split that are candidates. Under the protocol `authors` they are all its events there, and
+        NDCG is relative to what was retrieved, as in AutoTower's public code.
         """
         users, _ = data.ranked_users()
         authors = data.schema.protocol == "authors"
@@ -119,7 +132,7 @@ class Retrieval(Task):
         for start in range(0, len(users), block):
             part = slice(start, min(start + block, len(users)))
             chosen = users[part]
-            score_BI = user_of(part) @ item_IO.T
+            score_BI = preferences(user_of(part), item_IO)
             score_BI[:, 0] = -torch.inf
             score_BI[data.seen.gather(chosen)] = -torch.inf
             relevant_BI = torch.zeros_like(score_BI, dtype=torch.bool)
@@ -141,13 +154,30 @@ class Retrieval(Task):
 
     def _metrics(self, hits_BK: Tensor, relevant_B: Tensor, authors: bool) -> dict[str, Tensor]:
         values = {}
-        for k in (k for k in self.ks if k <= hits_BK.shape[1]):
+        for k in self.ks:
             values[f"recall@{k}"] = metrics.recall(hits_BK, relevant_B, k)
             values[f"hit@{k}"] = metrics.hit(hits_BK, k)
             values[f"ndcg@{k}"] = (
                 metrics.ndcg_of_retrieved(hits_BK, k) if authors else metrics.ndcg(hits_BK, relevant_B, k)
             )
         return values
+
+
+def nearest(user_BKO: Tensor, item_BO: Tensor) -> Tensor:
+    """Of each user's K vectors the one with the largest inner product with its item. Shape (B, O)."""
+    best_B = (user_BKO @ item_BO[:, :, None]).squeeze(2).argmax(1)
+    return user_BKO[torch.arange(len(best_B), device=best_B.device), best_B]
+
+
+def preferences(user_BO: Tensor, item_IO: Tensor) -> Tensor:
+    """Inner products of all pairs, of K vectors of a user the largest, with memory for two of them. Shape (B, I)."""
+    if user_BO.dim() == 2:
+        return user_BO @ item_IO.T
+    first_BO, *others = user_BO.unbind(1)
+    best_BI = first_BO @ item_IO.T
+    for other_BO in others:
+        torch.maximum(best_BI, other_BO @ item_IO.T, out=best_BI)
+    return best_BI
 
 
 def encode_items(model: Model, data: Data, block: int = 8192) -> Tensor:

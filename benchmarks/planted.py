@@ -12,7 +12,8 @@ from itertools import product
 from statistics import mean, stdev
 
 from components import prepare
-from components.evaluate import Contender, measure
+from components.evaluate import measure
+from components.finalists import Finalist
 from components.run import Run, environment
 from components.workers import Job, train_alone
 from nascore.space import Genotype, parse
@@ -21,7 +22,7 @@ from pipelines.__main__ import parse as parse_run
 POOLS = ("pool:sum", "pool:mean", "self_attentive_pool", "self_attention_pool")
 FAMILY = ("elementwise:sum", "elementwise:mean", "elementwise:max", "elementwise:min")
 OPERATORS = (*FAMILY, "mlp:16", "attention:1")
-FIXED = {"user/0": "mlp:64", "user/1": "elementwise:sum", "item/0": "mlp:16"}
+FIXED = {"user/0": "mlp:64", "item/0": "mlp:16"}
 Member = tuple[str, str]
 PLANTED: Member = (POOLS[0], FAMILY[0])
 
@@ -37,8 +38,8 @@ def test_recall(task: tuple[str, Member, int]) -> float:
     run = Run.load(root)
     model_id = run.method.model_id(genotype(member), run.schema.split_digest)
     train_alone(run, Job.of(f"retrain/{model_id}/part=0/seed={seed}", run.method, genotype(member), seed))
-    contender = Contender("", "found", run.method, genotype(member), model_id)
-    return measure(run, contender, seed, run.rows("test")).means()["recall@50"]
+    finalist = Finalist("", "found", run.method, genotype(member), model_id)
+    return measure(run, finalist, seed, run.rows("test")).means()["recall@50"]
 
 
 def main() -> None:

@@ -5,8 +5,6 @@ resample users and seeds together; a paired comparison resamples users, whose va
 p-value of the paired t-test.
 """
 
-from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
+from components.finalists import Finalist, finalists
 from components.run import Run
 from nascore import plugins
 from nascore.cost import UNITS
-from nascore.methods import Method
 from nascore.rows import Data, seed_of
-from nascore.space import Genotype, parse
 from nascore.tasks import Scores
 from nascore.training import load
 
@@ -27,55 +24,29 @@ RESAMPLES = 2_000
 Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One model of the comparison."""
-
-    label: str
-    role: str
-    method: Method
-    genotype: Genotype
-    model_id: str
-    budget: str = ""
-    strategy: str = ""
-
-
 def main(run: Run) -> None:
     """Write `units.parquet` and `report.json`."""
     with run.stage("evaluate") as folder:
-        contenders = [*found(run), *rivals(run)]
-        test = run.rows("test")
-        unique = {contender.model_id: contender for contender in contenders}
+        compared, test = contenders(run), run.rows("test")
+        unique = {one.model_id: one for one in compared}
         scores = {name: [measure(run, one, seed, test) for seed in run.seeds] for name, one in unique.items()}
         folder.write_table("units.parquet", units(run, scores))
-        report = compare(run, contenders, scores)
+        report = compare(run, compared, scores)
         folder.write_json("report.json", report)
     print(f"  {report['verdict']}", flush=True)
 
 
-def found(run: Run) -> list[Contender]:
-    """For each budget and strategy the candidate with the best mean validation value over seeds."""
-    best: dict[tuple[str, str], tuple[float, Contender]] = {}
-    for one in (run.folder / "search").read_json("candidates.json"):
-        group = (one["budget"], one["strategy"])
-        label = f"{type(run.method).__name__} {one['budget']}, {one['strategy']}"
-        values = [_result(run, one["model_id"], seed)["value"] for seed in run.seeds]
-        contender = Contender(label, "found", run.method, parse(one["genotype"]), one["model_id"], *group)
-        if group not in best or np.mean(values) > best[group][0]:
-            best[group] = float(np.mean(values)), contender
-    return [contender for _, contender in best.values()]
-
-
-def rivals(run: Run) -> list[Contender]:
-    """The hand-made methods of the run."""
-    contenders = []
-    labels = Counter(method.label for method in run.methods[1:])
-    for method in run.methods[1:]:
-        (member,) = method.space(run.schema).members()
-        model_id = method.model_id(member, run.schema.split_digest)
-        label = method.label if labels[method.label] == 1 else f"{method.label} ({model_id})"
-        contenders.append(Contender(label, "baseline", method, member, model_id))
-    return contenders
+def contenders(run: Run) -> list[Finalist]:
+    """Of the finalists of each budget and strategy the one with the best mean validation value, then the rivals."""
+    best: dict[tuple[str, str], tuple[float, Finalist]] = {}
+    everyone = finalists(run)
+    for one in everyone:
+        if one.role == "found":
+            value = float(np.mean([_result(run, one.model_id, seed)["value"] for seed in run.seeds]))
+            group = (one.budget, one.strategy)
+            if group not in best or value > best[group][0]:
+                best[group] = value, one
+    return [*(one for _, one in best.values()), *(one for one in everyone if one.role != "found")]
 
 
 def _result(run: Run, model_id: str, seed: int) -> dict[str, Any]:
@@ -83,7 +54,7 @@ def _result(run: Run, model_id: str, seed: int) -> dict[str, Any]:
     return known
 
 
-def measure(run: Run, contender: Contender, seed: int, test: Data) -> Scores:
+def measure(run: Run, contender: Finalist, seed: int, test: Data) -> Scores:
     """One retrained model on the test split."""
     method, schema = contender.method, run.schema
     supernet = method.supernet(schema, method.space(schema).narrow(contender.genotype), seed)
@@ -110,7 +81,7 @@ def units(run: Run, scores: dict[str, list[Scores]]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def compare(run: Run, contenders: list[Contender], scores: dict[str, list[Scores]]) -> dict[str, Any]:
+def compare(run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]]) -> dict[str, Any]:
     """The report: one row a model and metric, found against rivals, and what to conclude."""
     headline = run.method.task(run.schema).headline
     rows, paired = [], []
@@ -154,6 +125,7 @@ def compare(run: Run, contenders: list[Contender], scores: dict[str, list[Scores
                 "genotype": {name: list(chosen) for name, chosen in c.genotype.items()},
                 "budget": c.budget,
                 "strategy": c.strategy,
+                "candidate": c.candidate,
             }
             for c in contenders
         },
@@ -196,9 +168,7 @@ def against(a: Values, b: Values) -> dict[str, float]:
     return {"delta": float(difference.mean()), "low": float(low), "high": float(high), "p": p}
 
 
-def verdict(
-    contenders: list[Contender], rows: list[dict[str, Any]], paired: list[dict[str, Any]], headline: str
-) -> str:
+def verdict(contenders: list[Finalist], rows: list[dict[str, Any]], paired: list[dict[str, Any]], headline: str) -> str:
     """Whether the first found model beats the best rival, in one sentence."""
     value = {row["model"]: row["value"] for row in rows if row["metric"] == headline}
     first = contenders[0]

@@ -4,18 +4,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import groupby
-from typing import Any
 
 from components import pictures
 from components.page import NONE, count, details, duration, interval, lead, number, page, short, table, views
 from components.run import Run
+from components.search_sections import front, ranking, search, tuning
+from components.told import Row, Told, loss
 from nascore.cost import Cost
 from nascore.space import Genotype, parse
 
 CUTOFFS = ("", "10", "50")
-SMALLER_IS_BETTER = ("loss", "log_loss")
-UNITS = {"macs": "MACs per example", "params": "parameters", "table_params": "parameters in tables"}
-Row = dict[str, Any]
 
 
 def main(run: Run) -> None:
@@ -27,6 +25,7 @@ def main(run: Run) -> None:
             "Search": ("How the search went", search(told)),
             "Front": ("Score against cost", front(told)),
             "Ranking": ("Can the supernet's ranking be trusted?", ranking(told)),
+            "Tuning": ("What was tuned", tuning(told)),
             "Architecture": ("What was found", architecture(told)),
             "Training": ("Training", training(told)),
             "Time": ("Time per stage", time_spent(told)),
@@ -37,51 +36,6 @@ def main(run: Run) -> None:
             body += f'<section id="{title.lower()}" aria-labelledby="{title.lower()}-title">\n'
             body += f'<h2 id="{title.lower()}-title">{question}</h2>\n{content}\n</section>\n'
         folder.write_text("index.html", page(f"{run.method.label} on {run.dataset}", f"{body}</main>"))
-
-
-class Told:
-    """What the stages of a run wrote; what a stage that was left out would have written is empty."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.statistics: Row = self._read("prepare", "statistics.json", {})
-        self.losses: list[Row] = self._read("supernet", "curve.json", [])
-        self.candidates: list[Row] = self._read("search", "candidates.json", [])
-        self.diagnosis: Row = self._read("diagnose", "diagnose.json", {})
-        self.report: Row = self._read("evaluate", "report.json", {})
-        self.headline = str(self.report.get("headline", ""))
-        stage, name = run.folder / "search", "trials.parquet"
-        self.trials: list[Row] = stage.read_table(name).to_pylist() if stage.exists(name) else []
-        self.trials.sort(key=lambda trial: (trial["budget"], trial["strategy"], trial["seed"], trial["number"]))
-        stage = run.folder / "retrain"
-        self.results: list[Row] = [stage.read_json(name) for name in stage.names("*/part=*/seed=*/result.json")]
-        self.models = self._models()
-        self.found = [model for model in self.models if model["role"] == "found"]
-        self.baselines = [model for model in self.models if model["role"] != "found"]
-
-    def _read(self, stage: str, name: str, otherwise: Any) -> Any:
-        folder = self.run.folder / stage
-        return folder.read_json(name) if folder.exists(name) else otherwise
-
-    def _models(self) -> list[Row]:
-        """The models of the comparison, each with its rows by metric: found ones, then baselines, best first."""
-        models: dict[tuple[str, str], Row] = {}
-        for row in self.report.get("rows", []):
-            model = models.setdefault((row["model"], row["model_id"]), {**row, "metrics": {}})
-            model["metrics"][row["metric"]] = row
-        found = [model for model in models.values() if model["role"] == "found"]
-        others = [model for model in models.values() if model["role"] != "found"]
-        return found + sorted(others, key=lambda model: loss(model["metrics"][self.headline]))
-
-    def label(self, model_id: str) -> str:
-        """What the comparison calls a model, "" if it is not in it; two searches may have found the same."""
-        return " = ".join(model["model"] for model in self.models if model["model_id"] == model_id)
-
-
-def loss(row: Row) -> float:
-    """The row's value, negated unless smaller is better."""
-    kind = row["metric"].partition("/")[0].partition("@")[0]
-    return float(row["value"]) if kind in SMALLER_IS_BETTER else -float(row["value"])
 
 
 def heading(told: Told, titles: Sequence[str]) -> str:
@@ -209,84 +163,6 @@ def _pair(pair: Row) -> list[str]:
     p = NONE if pair["p"] is None else "&lt; 0.0001" if pair["p"] < 1e-4 else f"{pair['p']:.2g}"
     delta = f"{number(pair['delta'], '+')}<small>{interval(pair['low'], pair['high'], '+')}</small>"
     return [escape(pair["b"]), reading, delta, p]
-
-
-def search(told: Told) -> str:
-    """Every search's best score as it went on."""
-    scored = [trial for trial in told.trials if trial["score"] is not None]
-    if not scored:
-        return lead("This was not measured: the run holds no search.")
-    run, fitness = told.run, told.run.method.fitness.kind
-    panels = {}
-    for budget in run.budgets:
-        own = [trial for trial in told.trials if trial["budget"] == budget]
-        if own:
-            panels[budget] = pictures.progress(own, run.strategies, fitness)
-    searches, different = (len({trial[name] for trial in told.trials}) for name in ("trial", "genotype"))
-    text = f"{searches} searches scored {len(told.trials):,} genotypes, {different:,} of them different, with the "
-    text += f"supernet's weights on validation rows. Score: {fitness}, higher is better. A line is one search, a "
-    text += "colour one strategy."
-    return lead(text) + views("progress", "Budget", panels)
-
-
-def front(told: Told) -> str:
-    """All scored genotypes at their cost, with the front of score and cost."""
-    scored = [trial for trial in told.trials if trial["score"] is not None]
-    if not scored:
-        return lead("This was not measured: the run holds no search.")
-    run = told.run
-    once = {(trial["strategy"], trial["genotype"]): trial for trial in scored}
-    rows = sorted(once.values(), key=lambda trial: -trial["score"])
-    marked = {one["model_id"]: told.label(one["model_id"]) for one in told.candidates}
-    limits = {budget: run.method.limits(budget) for budget in run.budgets}
-    limited = dict.fromkeys(name for kept in limits.values() for name in kept)
-    panels = {}
-    for name in sorted({**limited, "macs": None}, key=lambda name: (name not in limited, name != "macs")):
-        under, _, unit = name.rpartition("/")
-        title = f"{UNITS[unit]} in {under}" if under else UNITS[unit]
-        costs = _costs(run, rows, under, unit)
-        priced = [{**row, "cost": costs[row["genotype"]]} for row in rows]
-        kept = {budget: limit[name] for budget, limit in limits.items() if name in limit}
-        lines = [("" if "=" in budget else f"{budget} ") + f"≤ {short(limit)}" for budget, limit in kept.items()]
-        drawn = list(zip(lines, kept.values(), strict=True))
-        panels[title] = pictures.front(priced, title, run.strategies, drawn, marked)
-    text = "A dot is a scored genotype; the line is the front, the best score at each cost or below. Open diamonds "
-    text += "were retrained; large marks won and are in the comparison. Dashed: the limits of the budgets."
-    if len(rows) > pictures.SHOWN:
-        text += (
-            f" One in {-(-len(rows) // pictures.SHOWN)} of {len(rows):,} genotypes is drawn; the front is that of all."
-        )
-    return lead(text) + views("front", "Cost", panels)
-
-
-def _costs(run: Run, rows: Sequence[Row], under: str, unit: str) -> dict[str, float]:
-    """A unit of the whole model, or of one of its parts, by genotype."""
-    if not under:
-        return {row["genotype"]: row[unit] for row in rows}
-    price = run.method.price(run.schema)
-    return {row["genotype"]: float(getattr(price(parse(row["genotype"]), under), unit)) for row in rows}
-
-
-def ranking(told: Told) -> str:
-    """Supernet's score against stand-alone quality."""
-    known = told.diagnosis
-    if not known.get("n"):
-        return lead("This was not measured: no genotypes were trained alone to test the supernet's ranking.")
-    seeds = len(known["points"][0]["alone"])
-    facts = {
-        "Kendall's τ": number(known["kendall"], places=2),
-        "95 % interval": interval(known["low"], known["high"], places=2) or NONE,
-        "Ceiling": number(known["ceiling"], places=2),
-        "Genotypes": f"{known['n']:,}",
-        "Seeds each": str(seeds),
-    }
-    text = f"A dot is one genotype: its score with the supernet's weights against its {known['metric']}, trained alone"
-    text += f", the mean of {seeds} seeds with the worst and the best." if seeds > 1 else " from one seed."
-    text += " The ceiling is the τ between two seeds' own trainings." if known["ceiling"] is not None else ""
-    listed = "".join(f"<div><dt>{name}</dt><dd><b>{fact}</b></dd></div>" for name, fact in facts.items())
-    return f"<p>{escape(known['verdict'])}</p>\n{lead(text)}<dl class='numbers'>{listed}</dl>" + pictures.correlation(
-        known["points"], known["fitness"], known["metric"]
-    )
 
 
 def architecture(told: Told) -> str:

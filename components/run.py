@@ -4,14 +4,13 @@
 without it continues or starts anew. Files are written under a temporary name and published whole.
 """
 
-import glob
 import json
 import os
 import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -19,12 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
+from components.folder import Folder
 from nascore import plugins
 from nascore.cost import Budget, Cost
 from nascore.datasets import DataError, Dataset, OnBadRow
@@ -43,7 +37,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-STAGES = ("prepare", "supernet", "search", "diagnose", "retrain", "evaluate", "report")
+STAGES = ("prepare", "supernet", "search", "diagnose", "tune", "retrain", "evaluate", "report")
 
 
 FIXED = {
@@ -51,6 +45,7 @@ FIXED = {
     "supernet": ("methods.0", "seeds.0"),
     "search": ("strategies", "budgets", "seeds", "first", "keep"),
     "diagnose": ("diagnosis",),
+    "tune": ("methods", "tuning"),
     "retrain": ("methods", "seeds", "refit"),
 }
 """What a stage that has begun holds fast; all else may still be changed."""
@@ -89,84 +84,6 @@ def running_cluster() -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-class Folder:
-    """A folder under an fsspec URL, whose files appear whole or not at all."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self.fs, self.path = fsspec.core.url_to_fs(self.url)
-
-    def __truediv__(self, name: str) -> "Folder":
-        return Folder(f"{self.url}/{name}")
-
-    def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(f"{self.path}/{name}"))
-
-    def names(self, pattern: str) -> list[str]:
-        """Names below this folder that match a pattern, sorted."""
-        found = self.fs.glob(f"{glob.escape(self.path)}/{pattern}")
-        return sorted(str(path).removeprefix(self.path).strip("/") for path in found)
-
-    def clear(self) -> None:
-        """Remove the folder and all in it."""
-        if self.fs.exists(self.path):
-            self.fs.rm(self.path, recursive=True)
-        self.fs.invalidate_cache()
-
-    def publish(self, local: str, name: str) -> None:
-        """Put a finished local file in place under its name."""
-        target = f"{self.path}/{name}"
-        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if "file" in self.fs.protocol:
-            partial = f"{target}.{os.getpid()}.partial"
-            self.fs.put_file(local, partial)
-            os.replace(partial, target)
-        else:
-            self.fs.put_file(local, target)
-
-    @contextmanager
-    def writing(self, name: str) -> Iterator[str]:
-        """A local path to write to, published under `name` if nothing was raised."""
-        with tempfile.TemporaryDirectory(prefix="nascore-") as scratch:
-            local = f"{scratch}/file"
-            yield local
-            self.publish(local, name)
-
-    def write_text(self, name: str, text: str) -> None:
-        with self.writing(name) as local:
-            Path(local).write_text(text, encoding="utf-8")
-
-    def read_text(self, name: str) -> str:
-        return str(self.fs.cat_file(f"{self.path}/{name}").decode())
-
-    def write_json(self, name: str, value: Any) -> None:
-        self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-    def read_json(self, name: str) -> Any:
-        return json.loads(self.read_text(name))
-
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        with self.writing(name) as local:
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, local)
-
-    def read_tensors(self, name: str) -> dict[str, Tensor]:
-        """Tensors of this process's own memory."""
-        with tempfile.TemporaryDirectory(prefix="nascore-") as scratch:
-            self.fs.get_file(f"{self.path}/{name}", f"{scratch}/file")
-            return {key: value.clone() for key, value in load_file(f"{scratch}/file").items()}
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        with self.writing(name) as local:
-            pq.write_table(table, local, compression="zstd")
-
-    def read_table(self, name: str) -> pa.Table:
-        return pq.read_table(f"{self.path}/{name}", filesystem=self.fs)
-
-    @property
-    def done(self) -> bool:
-        return self.exists("done.json")
 
 
 @dataclass(frozen=True)
@@ -211,6 +128,20 @@ class Diagnosis:
         plugins.bounded(self, genotypes=0, seeds=1)
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How hyper-parameters are tuned.
+
+    Args:
+        configurations: The most settings tried of each method, the first of them its own; at 0 nothing is tuned.
+    """
+
+    configurations: int = 16
+
+    def __post_init__(self) -> None:
+        plugins.bounded(self, configurations=0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """methods[0] is searched under each budget by each strategy with each seed; the others are its rivals.
@@ -232,6 +163,7 @@ class Run:
     first: tuple[Genotype, ...] = ()
     refit: bool = False
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
+    tuning: Tuning = field(default_factory=Tuning)
     workers: Workers = field(default_factory=Workers)
     stages: tuple[str, ...] = STAGES
 
@@ -355,17 +287,21 @@ class Run:
             )
         known = Folder(root).read_json("run.json")
         listed = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-        return Run(
-            **{
-                **known,
-                **listed,
-                "root": root,
-                "methods": tuple(from_json(method) for method in known["methods"]),
-                "first": tuple(parse(genotype) for genotype in known["first"]),
-                "diagnosis": Diagnosis(**known["diagnosis"]),
-                "workers": Workers(**known["workers"]),
-            }
-        )
+        try:
+            return Run(
+                **{
+                    **known,
+                    **listed,
+                    "root": root,
+                    "methods": tuple(from_json(method) for method in known["methods"]),
+                    "first": tuple(parse(genotype) for genotype in known["first"]),
+                    "diagnosis": Diagnosis(**known["diagnosis"]),
+                    "tuning": Tuning(**known["tuning"]),
+                    "workers": Workers(**known["workers"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{root}/run.json is of another version of nascore ({error}); start anew") from error
 
 
 def _absolute(url: str) -> str:

@@ -14,7 +14,7 @@ from nascore.net import Net, Row, embedding
 from nascore.ops import build
 from nascore.plugins import bounded
 from nascore.schema import Batch, Column, Schema
-from nascore.space import Mix, Space
+from nascore.space import Decision, Mix, Space
 from nascore.tasks.retrieval import Retrieval
 from nascore.training import Plan, Schedule
 
@@ -24,6 +24,11 @@ Size = Literal["L", "M", "H"]
 
 HIDDEN: Mapping[Size, tuple[int, ...]] = {"L": (256, 192, 128), "M": (512, 256, 128), "H": (1024, 512, 256, 128)}
 """The hidden layers of hand-made towers in AutoTower's three sizes (Table 3)."""
+
+TUNABLES = Space(
+    [Decision("training.learning_rate", ("0.1", "0.01", "0.001")), Decision("embedding", ("8", "16", "24", "32", "64"))]
+)
+"""What AutoTower's authors tune of every hand-made model (§4.1.5)."""
 
 
 class TwoTower(Net):

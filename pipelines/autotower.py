@@ -1,6 +1,6 @@
 """AutoTower: search a two-tower retrieval model under a budget, retrain the best, test them against tuned rivals."""
 
-from components.run import STAGES, Diagnosis, Run, Workers
+from components.run import STAGES, Diagnosis, Run, Tuning, Workers
 from nascore import plugins
 from nascore.datasets import OnBadRow
 from nascore.methods.autotower import AutoTower
@@ -21,6 +21,7 @@ def autotower(
     seeds: tuple[int, ...] = (0, 1, 2),
     refit: bool = False,
     diagnosis: Diagnosis = Diagnosis(),  # noqa: B008
+    tuning: Tuning = Tuning(),  # noqa: B008
     workers: Workers = Workers(),  # noqa: B008
     stages: tuple[str, ...] = STAGES,
 ) -> Run:
@@ -40,6 +41,7 @@ def autotower(
         seeds: Seeds of the searches and of all retrainings; the first also trains the supernet.
         refit: Whether what is tested is trained once more, on train and valid rows, for its best number of epochs.
         diagnosis: How the supernet's ranking is tested; genotypes below 3 leave it out.
+        tuning: How ours and the rivals are tuned before they are trained for the comparison.
         workers: What the stages may use of the cluster.
         stages: The stages to run, in order.
     """
@@ -65,6 +67,7 @@ def autotower(
         seeds=seeds,
         refit=refit,
         diagnosis=diagnosis,
+        tuning=tuning,
         workers=workers,
         stages=stages,
     )

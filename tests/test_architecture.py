@@ -36,7 +36,11 @@ LAYERS = (
 PACKAGES = ("nascore", "components", "pipelines")
 GALLERIES = ("ops", "samplers", "strategies", "tasks", "datasets", "protocols", "methods")
 OPTUNA = {"nascore.strategies.tpe", "nascore.strategies.nsga2"}
-PLUMBING = {"components", "components.run", "components.workers", "components.page", "components.pictures"}
+PLUMBING = {
+    "components",
+    *(f"components.{name}" for name in ("folder", "run", "workers", "finalists", "told", "page", "pictures")),
+    "components.search_sections",
+}
 SPLIT_READERS = ("components.prepare", "components.evaluate")
 SHY = {"ray": ("components", "pipelines"), "optuna": tuple(OPTUNA), "kfp": ("pipelines.kubeflow",)}
 LINES = 400

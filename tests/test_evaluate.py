@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from components import diagnose, evaluate, workers
-from components.evaluate import Contender, against, compare, found, interval, rivals, units, verdict
+from components.evaluate import against, compare, contenders, interval, units, verdict
+from components.finalists import Finalist, finalists
 from components.run import Diagnosis, Run
 from components.workers import Job, train_alone
 from nascore.cost import UNITS
@@ -157,8 +158,8 @@ def scores_of(values: Any, cold: Any = None) -> Scores:
     return Scores("user_temporal/full-ranking", np.arange(len(values)) + 10, {"recall@50": values}, none)
 
 
-def contender(label: str, role: str) -> Contender:
-    return Contender(label, role, Popularity(), {}, label)
+def contender(label: str, role: str) -> Finalist:
+    return Finalist(label, role, Popularity(), {}, label)
 
 
 @pytest.mark.parametrize(
@@ -228,23 +229,24 @@ def test_the_found_model_is_the_best_on_validation(run_with: RunWith) -> None:
         ("a", "M", "evolution", (0.5, 0.3)),
         ("d", "M", "random", (0.1, 0.1)),
     ]
-    candidates = []
+    candidates, digest = [], run.schema.split_digest
     for model, budget, strategy, values in told:
         genotype = {"user/0": [f"mlp:{ord(model)}"]}
         candidates.append({"model_id": model, "budget": budget, "strategy": strategy, "genotype": genotype, "score": 0})
+        model_id = METHOD.model_id(parse(genotype), digest)
         for seed, value in zip(run.seeds, values, strict=True):
-            (run.folder / f"retrain/{model}/part=0/seed={seed}").write_json("result.json", {"value": value})
+            (run.folder / f"retrain/{model_id}/part=0/seed={seed}").write_json("result.json", {"value": value})
     (run.folder / "search").write_json("candidates.json", candidates)
-    kept = found(run)
-    assert [(one.model_id, one.budget, one.strategy) for one in kept] == [
+    *kept, rival = contenders(run)
+    assert [(one.candidate, one.budget, one.strategy) for one in kept] == [
         ("b", "L", "evolution"),
         ("a", "M", "evolution"),
         ("d", "M", "random"),
     ]
     assert kept[0].label == "AutoTower L, evolution" and kept[0].role == "found"
     assert kept[0].genotype == {"user/0": ("mlp:98",)}
-    (rival,) = rivals(run)
-    twice = rivals(replace(run, methods=(METHOD, GoogleDNN(), GoogleDNN(output=32), Popularity())))
+    assert kept[0].model_id == METHOD.model_id(kept[0].genotype, digest)
+    twice = finalists(replace(run, methods=(METHOD, GoogleDNN(), GoogleDNN(output=32), Popularity())))[-3:]
     assert [one.label for one in twice] == [*(f"GoogleDNN M ({one.model_id})" for one in twice[:2]), "Popularity"]
     assert (rival.label, rival.role, rival.genotype) == ("Popularity", "baseline", {})
     assert rival.model_id == Popularity().model_id({}, run.schema.split_digest)

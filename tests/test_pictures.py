@@ -3,10 +3,12 @@
 import re
 from html import unescape
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from components import page, pictures
+from components import page, pictures, search_sections
 from nascore.cost import Cost
 
 
@@ -75,3 +77,18 @@ def test_every_colour_is_known_in_light_and_dark() -> None:
         f"--c{n}" for n in range(1, pictures.COLOURS + 1)
     ]
     assert set(used) <= known
+
+
+def test_tuning_tells_what_was_tried_and_what_it_took() -> None:
+    tried = [{"settings": {}, "value": 0.25}, {"settings": {"embedding": "24"}, "value": 0.3}]
+    ours = {"label": "Ours <M>", "settings": {"embedding": "24"}, "value": 0.3, "examples": 310, "tried": tried}
+    told: Any = SimpleNamespace(tuning={"spent": {"supernet": 640, "search": 50, "tuning": 310}, "methods": [ours]})
+    text = search_sections.tuning(told)
+    for part in (
+        "Ours &lt;M&gt;",
+        "embedding = 24",
+        "+0.0500 over its own",
+        ">310<",
+        "until it had seen 1,000 or tried all",
+    ):
+        assert part in text

@@ -33,8 +33,10 @@ SCHEMA = Schema(
     split_digest="0123456789abcdef" * 4,
 )
 PRICE = METHOD.price(SCHEMA)
-SECTIONS = ("comparison", "search", "front", "ranking", "architecture", "training", "time", "settings")
+SECTIONS = ("comparison", "search", "front", "ranking", "tuning", "architecture", "training", "time", "settings")
 Row = dict[str, Any]
+TRIED = [{"settings": {}, "value": 0.25}, {"settings": {"embedding": "24"}, "value": 0.3}]
+TUNED = {"of": "M", "label": "Ours M", "settings": {"embedding": "24"}, "value": 0.3, "examples": 310, "tried": TRIED}
 
 
 def write(run: Run, name: str, value: Any) -> None:
@@ -82,8 +84,7 @@ def fake(root: Path, label: str = "", **settings: Any) -> tuple[Run, list[Row]]:
     run = Run(root=str(root), dataset="movielens", raw="/raw", methods=(METHOD, Popularity()), **asked)
     run.save()
     (run.folder / "prepare").write_text("schema.json", SCHEMA.to_json())
-    counts = {"train": 100, "valid": 90, "later": 95}
-    left_out = {"bad_rows": {"log.csv": 4}, "not_positive": 17}
+    counts, left_out = {"train": 100, "valid": 90, "later": 95}, {"bad_rows": {"log.csv": 4}, "not_positive": 17}
     write(run, "prepare/statistics.json", {"rows": 1_659, "users": 100, "items": 50, "users_in": counts, **left_out})
     write(run, "supernet/curve.json", [{"step": s, "loss": 8 - s / 100, "seconds": s / 10} for s in (50, 100, 150)])
     told = trials(run)
@@ -94,14 +95,14 @@ def fake(root: Path, label: str = "", **settings: Any) -> tuple[Run, list[Row]]:
     for budget in run.budgets:
         for strategy in run.strategies:
             own = [row for row in told if (row["budget"], row["strategy"]) == (budget, strategy) and row["score"]]
-            own = sorted(own, key=lambda row: -row["score"])
+            own.sort(key=lambda row: -row["score"])
             kept = list({row["model_id"]: row for row in own}.values())[:2]
             candidates += [{**one, "genotype": json.loads(one["genotype"])} for one in kept]
             name = f"{label}AutoTower {budget}, {strategy}"
             genotype = json.loads(kept[0]["genotype"])
             entries.insert(-1, (name, "found", kept[0]["model_id"], genotype, kept[0], 0.32 - len(entries) / 100))
     for name, role, model_id, genotype, costs, value in entries:
-        models[model_id] = {"label": name, "genotype": genotype, "budget": "", "strategy": ""}
+        models[model_id] = {"label": name, "genotype": genotype, "budget": "", "strategy": "", "candidate": model_id}
         for metric, share in (("hit@50", 2), ("recall@50", 1), ("recall@5", 0.5), ("recall@50/cold", 0.25)):
             many = len(run.seeds) > 1
             known = {"model": name, "role": role, "model_id": model_id, "metric": metric, "value": share * value}
@@ -121,6 +122,7 @@ def fake(root: Path, label: str = "", **settings: Any) -> tuple[Run, list[Row]]:
     ]
     tau = {"n": 4, "kendall": 0.52, "low": 0.17, "high": 0.79, "ceiling": 0.74, "verdict": "The ranking holds."}
     write(run, "diagnose/diagnose.json", {"metric": "recall@50", "fitness": "objective", **tau, "points": points})
+    write(run, "tune/tuned.json", {"spent": {"supernet": 640, "search": 50, "tuning": 310}, "methods": [TUNED]})
     for model_id in {*models, *(one["model_id"] for one in candidates)}:
         for seed in run.seeds:
             curve = [[5.0, 0.1], [4.0, 0.25], [3.9, 0.24]] if model_id != floor else [[6.0, 0.2]]
@@ -292,13 +294,11 @@ def test_front_in_every_limited_unit(tmp_path: Path) -> None:
 
 
 def test_ranking(tmp_path: Path) -> None:
-    run, _ = fake(tmp_path)
-    text = section(made(run), "ranking")
+    text = section(made(fake(tmp_path)[0]), "ranking")
     assert "The ranking holds." in text
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd><b>(.*?)</b></dd>", text))
     assert facts["Kendall's τ"] == "0.52" and facts["95 % interval"] == "[0.17, 0.79]" and facts["Ceiling"] == "0.74"
-    (figure,) = figures(text)
-    (trace,) = figure["data"]
+    ((trace,),) = (figure["data"] for figure in figures(text))
     assert trace["x"] == pytest.approx([-7.0, -6.9, -6.8, -6.7])
     assert trace["y"] == pytest.approx([0.31, 0.32, 0.33, 0.34])
     assert trace["error_y"]["array"] == pytest.approx([0.01] * 4) == trace["error_y"]["arrayminus"]
@@ -323,13 +323,10 @@ def test_training(tmp_path: Path) -> None:
     assert "150 steps in 15\xa0s" in text
     losses, *values = figures(text)
     assert (losses["data"][0]["x"], losses["data"][0]["y"]) == ([50, 100, 150], [7.5, 7.0, 6.5])
-    kinds = [METHOD.stop.kind, Popularity().stop.kind]
-    assert len(values) == len(set(kinds))
+    assert len(values) == len({METHOD.stop.kind, Popularity().stop.kind})
     traces = [trace for figure in values for trace in figure["data"]]
-    results = (run.folder / "retrain").names("*/part=*/seed=*/result.json")
-    assert len(traces) == len(results)
-    (own,) = {tuple(trace["y"]) for trace in traces if trace["name"] == "AutoTower M, evolution"}
-    assert own == (0.1, 0.25, 0.24)
+    assert len(traces) == len((run.folder / "retrain").names("*/part=*/seed=*/result.json"))
+    assert {tuple(t["y"]) for t in traces if t["name"] == "AutoTower M, evolution"} == {(0.1, 0.25, 0.24)}
     assert {trace["line"]["dash"] for trace in traces if trace["name"] == "Popularity"} == {"dash"}
 
 
@@ -349,17 +346,17 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert "One seed (3); no interval was measured." in text
     rows = cells(text, "Quality and cost of every model")
     assert [row[2] for row in rows] == ["0.3100", "0.3000", "0.2000"]
-    (whiskers,) = figures(text)
-    assert whiskers["data"][1]["error_x"]["array"] == [0, 0]
+    assert figures(text)[0]["data"][1]["error_x"]["array"] == [0, 0]
 
 
 @pytest.mark.parametrize("missing, sections, kept", [
     (("search",), ("search", "front"), 7 - 3),
     (("supernet",), ("training",), 7 - 1),
     (("diagnose",), ("ranking",), 7 - 1),
+    (("tune",), ("tuning",), 7),
     (("evaluate",), ("comparison", "architecture"), 7 - 1),
     (("retrain",), ("training",), 7 - 1),
-    (("supernet", "search", "diagnose", "retrain", "evaluate"), SECTIONS[:-2], 0),
+    (("supernet", "search", "diagnose", "tune", "retrain", "evaluate"), SECTIONS[:-2], 0),
 ])  # fmt: skip
 def test_what_was_not_measured_is_said(
     tmp_path: Path, missing: tuple[str, ...], sections: tuple[str, ...], kept: int
@@ -388,8 +385,11 @@ def test_texts_from_data_are_escaped(tmp_path: Path) -> None:
     run, _ = fake(tmp_path, label=NASTY)
     known = (run.folder / "evaluate").read_json("report.json")
     write(run, "evaluate/report.json", {**known, "verdict": NASTY, "leaks": NASTY, "protocol": NASTY})
-    statistics = (run.folder / "prepare").read_json("statistics.json")
-    write(run, "prepare/statistics.json", {**statistics, "bad_rows": {NASTY: 1}})
+    write(
+        run,
+        "prepare/statistics.json",
+        {**(run.folder / "prepare").read_json("statistics.json"), "bad_rows": {NASTY: 1}},
+    )
     text = made(run)
     assert "<script>alert" not in text and "<img" not in text
     assert f"<strong>This protocol leaks:</strong> {escape(NASTY)}." in text

@@ -28,6 +28,7 @@ OPTIONS = (
     "--keep=1",
     "--diagnosis.genotypes=3",
     "--diagnosis.seeds=1",
+    "--tuning.configurations=2",
     "--workers.checkpoint=20",
 )
 
@@ -63,7 +64,7 @@ def test_a_run_gives_the_same_report_twice_and_does_nothing_when_done(tmp_path: 
     assert report(first) == report(second)
     started, again = time.monotonic(), finish(first, shop)
     assert time.monotonic() - started < 20
-    assert again.count("done before") == 7
+    assert again.count("done before") == 8
     assert "Report:" in again
 
 
@@ -81,7 +82,7 @@ def test_an_interrupted_search_is_not_done(tmp_path: Path, shop: Any, signalled:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", ["supernet", "search", "diagnose", "retrain"])
+@pytest.mark.parametrize("stage", ["supernet", "search", "diagnose", "tune", "retrain"])
 def test_a_run_killed_at_a_random_moment_ends_with_the_same_report(tmp_path: Path, shop: Any, stage: str) -> None:
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     finish(undisturbed, shop)
@@ -89,6 +90,7 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_report(tmp_path: Pat
         "supernet": "supernet/step-*/done.json",
         "search": "search/*/generation-*.parquet",
         "diagnose": "diagnose/*/*/done.json",
+        "tune": "tune/*/*/done.json",
         "retrain": "retrain/*/*/*/checkpoint.safetensors",
     }[stage]
     process = start(disturbed, shop)

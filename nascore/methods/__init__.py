@@ -1,7 +1,7 @@
 """Methods: one paper, one file. A method is its configuration: its fields are the paper's hyper-parameters.
 
 To add one: write `nascore/methods/<name>.py` with one frozen dataclass that extends `Method`, the paper's values as
-defaults. A hand-made baseline is a method whose space has one member, so that every stage works on it unchanged. By
+defaults. A hand-made baseline extends `HandMade`, a space of one member, so that every stage works on it unchanged. By
 existing it inherits tests: the law of weight sharing, a training step, and its price against counted weights.
 """
 
@@ -9,8 +9,8 @@ import hashlib
 import json
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, ClassVar, get_type_hints
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 
@@ -19,6 +19,7 @@ from nascore.cost import Cost, Price, parse_limits
 from nascore.net import Net, Supernet
 from nascore.rows import Data, seed_of
 from nascore.samplers import Sampler
+from nascore.samplers.uniform import Uniform
 from nascore.schema import Schema
 from nascore.space import Genotype, Space, key
 from nascore.tasks import Task
@@ -85,6 +86,17 @@ class Method(metaclass=ABCMeta):
         """What tables and pictures call it."""
         return type(self).__name__
 
+    def tunables(self) -> Space:
+        """Settings that are worth tuning: each decision is a field by its dotted name, its options are values."""
+        return Space([])
+
+    def tuned(self, settings: Mapping[str, str]) -> Self:
+        """The method with other values of some fields, by their dotted names."""
+        changed = self
+        for name, value in settings.items():
+            changed = _replaced(changed, name.split("."), value)
+        return changed
+
     def canonical(self, genotype: Genotype) -> Genotype:
         """The genotype that stands for all that are the same network; it is what is hashed, priced and told."""
         return genotype
@@ -128,6 +140,21 @@ class Method(metaclass=ABCMeta):
         return {"name": self.name, **asdict(self)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class HandMade(Method):
+    """A method with nothing to decide: its space has one member."""
+
+    def space(self, schema: Schema) -> Space:
+        return Space([])
+
+    def sampler(self, space: Space, seed: int) -> Sampler:
+        return Uniform(space, seed)
+
+    @property
+    def train(self) -> Plan:
+        return self.retrain
+
+
 CONTRACT = Method
 
 
@@ -135,6 +162,12 @@ def from_json(known: Mapping[str, Any]) -> Method:
     """A method from what `to_json` gave."""
     method: Method = _restored(plugins.load("methods", known["name"]), {k: v for k, v in known.items() if k != "name"})
     return method
+
+
+def _replaced(settings: Any, path: Sequence[str], value: str) -> Any:
+    """A dataclass with another value, of the type of the one that it has, at a path of fields."""
+    own = getattr(settings, path[0])
+    return replace(settings, **{path[0]: _replaced(own, path[1:], value) if len(path) > 1 else type(own)(value)})
 
 
 def _restored(kind: type[Any], known: Mapping[str, Any]) -> Any:

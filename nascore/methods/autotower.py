@@ -29,7 +29,7 @@ from nascore.space import Decision, Genotype, Mix, Space
 from nascore.tasks import Task
 from nascore.tasks.retrieval import Retrieval
 from nascore.training import Fitness, Plan, Schedule
-from nascore.two_tower import Inputs, Side, Training, TwoTower
+from nascore.two_tower import TUNABLES, Inputs, Side, Training, TwoTower
 
 POOL = "user/pool"
 HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
@@ -147,6 +147,9 @@ class AutoTower(Method):
     @property
     def retrain(self) -> Plan:
         return self.training.alone()
+
+    def tunables(self) -> Space:
+        return TUNABLES
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         assert isinstance(net, _AutoTowerNet) and isinstance(task, Retrieval)

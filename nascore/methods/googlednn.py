@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.methods import Method
+from nascore.methods import HandMade
 from nascore.net import Net
 from nascore.ops import build
 from nascore.plugins import bounded
-from nascore.samplers.uniform import Uniform
 from nascore.schema import Schema
 from nascore.space import Mix, Space
 from nascore.tasks.retrieval import Retrieval
 from nascore.training import Fitness, Plan
-from nascore.two_tower import HIDDEN, Inputs, Side, Size, Training, TwoTower, layers
+from nascore.two_tower import HIDDEN, TUNABLES, Inputs, Side, Size, Training, TwoTower, layers
 
 
 class PlainTowers(TwoTower):
@@ -47,7 +46,7 @@ class PlainTowers(TwoTower):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoogleDNN(Method):
+class GoogleDNN(HandMade):
     """Two plain towers.
 
     Args:
@@ -71,21 +70,11 @@ class GoogleDNN(Method):
     def label(self) -> str:
         return f"{type(self).__name__} {self.size}"
 
-    def space(self, schema: Schema) -> Space:
-        return Space([])
-
     def net(self, schema: Schema, space: Space) -> Net:
         return PlainTowers(schema, space, self.embedding, HIDDEN[self.size], self.output, "pool:mean")
 
-    def sampler(self, space: Space, seed: int) -> Uniform:
-        return Uniform(space, seed)
-
     def task(self, schema: Schema) -> Retrieval:
         return self.training.task(schema)
-
-    @property
-    def train(self) -> Plan:
-        return self.training.alone()
 
     @property
     def stop(self) -> Fitness:
@@ -94,3 +83,6 @@ class GoogleDNN(Method):
     @property
     def retrain(self) -> Plan:
         return self.training.alone()
+
+    def tunables(self) -> Space:
+        return TUNABLES

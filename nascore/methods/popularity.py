@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.methods import Method
+from nascore.methods import HandMade
 from nascore.net import Net
 from nascore.rows import Data
-from nascore.samplers.uniform import Uniform
 from nascore.schema import Batch, Schema
 from nascore.space import Mix, Space
 from nascore.tasks.retrieval import Retrieval
@@ -39,24 +38,14 @@ class _Popularity(Net):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Popularity(Method):
+class Popularity(HandMade):
     """Most popular items first; nothing to decide, nothing to tune."""
-
-    def space(self, schema: Schema) -> Space:
-        return Space([])
 
     def net(self, schema: Schema, space: Space) -> Net:
         return _Popularity(schema, space)
 
-    def sampler(self, space: Space, seed: int) -> Uniform:
-        return Uniform(space, seed)
-
     def task(self, schema: Schema) -> Retrieval:
-        return Retrieval(schema.items, batch=self.train.batch)
-
-    @property
-    def train(self) -> Plan:
-        return Plan(batch=1024)
+        return Retrieval(schema.items, batch=self.retrain.batch)
 
     @property
     def stop(self) -> Fitness:
@@ -64,4 +53,4 @@ class Popularity(Method):
 
     @property
     def retrain(self) -> Plan:
-        return self.train
+        return Plan(batch=1024)

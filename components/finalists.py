@@ -1,0 +1,53 @@
+"""The models that are trained anew and tested: the candidates of each budget and strategy, and the rivals, as tuned."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from components.run import Run
+from nascore.methods import Method
+from nascore.space import Genotype, parse
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One model of the comparison. `candidate`: the id under which the search knows it, before it was tuned."""
+
+    label: str
+    role: str
+    method: Method
+    genotype: Genotype
+    model_id: str
+    budget: str = ""
+    strategy: str = ""
+    candidate: str = ""
+
+
+def finalists(run: Run) -> list[Finalist]:
+    """The kept candidates of each budget and strategy, best score first, then the rivals."""
+    tuned, digest, found = settings(run), run.schema.split_digest, list[Finalist]()
+    for one in (run.folder / "search").read_json("candidates.json"):
+        method, genotype = run.method.tuned(tuned.get(one["budget"], {})), parse(one["genotype"])
+        label = f"{type(method).__name__} {one['budget']}, {one['strategy']}"
+        model_id = method.model_id(genotype, digest)
+        found.append(
+            Finalist(label, "found", method, genotype, model_id, one["budget"], one["strategy"], one["model_id"])
+        )
+    labels = Counter(rival.label for rival in run.methods[1:])
+    for rival in run.methods[1:]:
+        (member,) = rival.space(run.schema).members()
+        own = rival.model_id(member, digest)
+        method = rival.tuned(tuned.get(own, {}))
+        label = rival.label if labels[rival.label] == 1 else f"{rival.label} ({own})"
+        found.append(Finalist(label, "baseline", method, member, method.model_id(member, digest)))
+    return found
+
+
+def settings(run: Run) -> Mapping[str, Mapping[str, str]]:
+    """What `tune` chose: settings by dotted name, for each budget of ours and for each rival by its model id."""
+    folder = run.folder / "tune"
+    if "tune" not in run.stages or not folder.done:
+        return {}
+    chosen: dict[str, Any] = {one["of"]: one["settings"] for one in folder.read_json("tuned.json")["methods"]}
+    return chosen

@@ -1,19 +1,22 @@
 """`python -m benchmarks.planted`: is the planted answer of the made-up data the best? docs/planted.md shows its output.
 
 Trains each of 24 members, 4 poolings times 6 operators of the last item block with all else fixed, exactly as the demo
-retrains what it finds, then the planted one and the next best from more seeds. What is trained stays in the folder, so
-the same command continues an interrupted one.
+retrains what it finds, then the planted one and the next best from more seeds, and members drawn at random. Beside a
+finished demo it also says how good what was found there is. What is trained stays in the folder, so the same command
+continues an interrupted one.
 """
 
 import argparse
 import multiprocessing
 from collections.abc import Iterable
 from itertools import product
-from statistics import mean, stdev
+from random import Random
+from statistics import mean, median, stdev
 
 from components import prepare
 from components.evaluate import measure
 from components.finalists import Finalist
+from components.folder import Folder
 from components.run import Run, environment
 from components.workers import Job, train_alone
 from nascore.space import Genotype, parse
@@ -32,13 +35,13 @@ def genotype(member: Member) -> Genotype:
     return parse({"user/pool": pool, **FIXED, "item/1": operator})
 
 
-def test_recall(task: tuple[str, Member, int]) -> float:
-    """Mean test recall@50 over users of one member trained from one seed."""
-    root, member, seed = task
+def test_recall(task: tuple[str, Genotype, int]) -> float:
+    """Mean test recall@50 over users of one genotype trained from one seed."""
+    root, genotype, seed = task
     run = Run.load(root)
-    model_id = run.method.model_id(genotype(member), run.schema.split_digest)
-    train_alone(run, Job.of(f"retrain/{model_id}/part=0/seed={seed}", run.method, genotype(member), seed))
-    finalist = Finalist("", "found", run.method, genotype(member), model_id)
+    model_id = run.method.model_id(genotype, run.schema.split_digest)
+    train_alone(run, Job.of(f"retrain/{model_id}/part=0/seed={seed}", run.method, genotype, seed))
+    finalist = Finalist("", "found", run.method, genotype, model_id)
     return measure(run, finalist, seed, run.rows("test")).means()["recall@50"]
 
 
@@ -47,6 +50,8 @@ def main() -> None:
     parser.add_argument("--root", default="runs/planted", help="folder of the trained models")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of every member")
     parser.add_argument("--more", type=int, default=5, help="seeds of the planted member and the next three")
+    parser.add_argument("--random", type=int, default=11, help="members drawn at random, a seed each")
+    parser.add_argument("--demo", default="runs/demo", help="a finished run of demo.yaml")
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
     environment()
@@ -63,16 +68,24 @@ def main() -> None:
 
         def train(some: Iterable[Member], seeds: int) -> None:
             tasks = [(member, seed) for member in some for seed in range(len(found[member]), seeds)]
-            for (member, _), value in zip(
-                tasks, pool.imap(test_recall, [(run.root, *task) for task in tasks]), strict=True
-            ):
+            asked_for = [(run.root, genotype(member), seed) for member, seed in tasks]
+            for (member, _), value in zip(tasks, pool.imap(test_recall, asked_for), strict=True):
                 found[member].append(value)
 
         train(members, asked.seeds)
         others = sorted((m for m in members if not planted(m)), key=lambda member: -mean(found[member]))
         leaders = [*(member for member in members if planted(member)), *others[:3]]
         train(leaders, asked.more)
+        rng = Random("planted")
+        drawn = pool.map(test_recall, [(run.root, budget.sample(rng), 0) for _ in range(asked.random)], chunksize=1)
     show(found, leaders)
+    print(f"\n{len(drawn)} members drawn at random: {min(drawn):.4f} to {max(drawn):.4f}, median {median(drawn):.4f}.")
+    report = Folder(asked.demo) / "evaluate"
+    if report.done:
+        rows = [row for row in report.read_json("report.json")["rows"] if row["metric"] == "recall@50"]
+        best, value = rows[0], mean(found[PLANTED])
+        told = f"{best['model']} in {asked.demo}: {best['value']:.4f}, {best['value'] / value:.3f} of the planted one's"
+        print(f"{told} {value:.4f}.")
 
 
 def planted(member: Member) -> bool:
@@ -89,11 +102,12 @@ def show(found: dict[Member, list[float]], leaders: list[Member]) -> None:
     for member in leaders:
         values = found[member]
         print(f"| {', '.join(member)} | {len(values)} | {mean(values):.4f} | {stdev(values):.4f} |")
-    worst = min((m for m in leaders if planted(m)), key=lambda member: mean(found[member]))
     best = max((m for m in leaders if not planted(m)), key=lambda member: mean(found[member]))
-    lead, deviation = mean(found[worst]) - mean(found[best]), max(stdev(found[worst]), stdev(found[best]))
-    told = f"{', '.join(worst)}, the last that can express it, leads {', '.join(best)}, the first that cannot"
-    print(f"\n{told}, by {lead:.4f}: {lead / deviation:.1f} standard deviations.")
+    worst = min((m for m in leaders if planted(m)), key=lambda member: mean(found[member]))
+    print(f"\nThe first that cannot express it: {', '.join(best)}.")
+    for member in (PLANTED, worst):
+        lead, deviation = mean(found[member]) - mean(found[best]), max(stdev(found[member]), stdev(found[best]))
+        print(f"{', '.join(member)} leads it by {lead:.4f}: {lead / deviation:.1f} standard deviations.")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """`python -m pipelines <name> --root FOLDER …`: build a run from the command line and take it through its stages."""
 
+import json
 import sys
 import time
 from argparse import ArgumentParser
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from components.run import Run
@@ -52,7 +53,7 @@ def parse(name: str, arguments: list[str]) -> "Run":
         "--preset", choices=["paper", *method.presets], default="paper", help="Named settings of --method."
     )
     parser.add_function_arguments(function, as_group=False)
-    arguments = [_underscored(argument) for argument in arguments]
+    arguments = _listed([_underscored(argument) for argument in arguments], function)
     chosen = _preset(arguments)
     if chosen in method.presets:
         parser.set_defaults(_flat("method", method.presets[chosen]))
@@ -65,6 +66,25 @@ def _underscored(argument: str) -> str:
     """`--on-bad-row` as `--on_bad_row`."""
     name, sign, value = argument.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + sign + value if argument.startswith("--") else argument
+
+
+def _listed(arguments: list[str], function: Any) -> list[str]:
+    """`--budgets M` and `--seeds 3` as the lists of one that they stand for."""
+    lists = {f"--{name}" for name, kind in get_type_hints(function).items() if get_origin(kind) is tuple}
+    listed = list[str]()
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        if listed and listed[-1] in lists and not argument.startswith("--"):
+            listed.append(_list_of(argument))
+        else:
+            listed.append(f"{name}={_list_of(value)}" if sign and name in lists else argument)
+    return listed
+
+
+def _list_of(value: str) -> str:
+    if value.startswith("["):
+        return value
+    return f"[{value}]" if value.isdigit() else json.dumps([value] if value else [])
 
 
 def _preset(arguments: list[str]) -> str:

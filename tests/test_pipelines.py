@@ -13,6 +13,7 @@ import yaml
 
 from components.run import STAGES, Diagnosis, Run, Workers
 from nascore.methods.autotower import AutoTower
+from nascore.methods.ease import EASE
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
 from nascore.training import Fitness
@@ -101,6 +102,9 @@ def test_every_option_reaches_the_run() -> None:
         stages=("prepare", "supernet"),
     )
     assert parsed("--rivals=[]").methods == (AutoTower(),)
+    one = parsed("--budgets", "macs=3e5,params=1e5", "--strategies=random:batch=5", "--seeds", "7", "--rivals=ease")
+    assert (one.budgets, one.strategies, one.seeds) == (("macs=3e5,params=1e5",), ("random:batch=5",), (7,))
+    assert one.methods == (AutoTower(), EASE())
 
 
 def test_rivals_are_trained_as_we_are() -> None:

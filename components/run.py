@@ -49,6 +49,7 @@ FIXED = {
     "retrain": ("methods", "seeds", "refit"),
 }
 """What a stage that has begun holds fast; all else may still be changed."""
+TOLD = 6
 
 
 def told(error: BaseException) -> str | None:
@@ -274,7 +275,8 @@ class Run:
                 if here.get(name) != there.get(name) and any(f"{name}.".startswith(f"{one}.") for one in begun)
             ]
             if differs:
-                both = "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differs)
+                both = "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differs[:TOLD])
+                both += f"; and {len(differs) - TOLD} more" if len(differs) > TOLD else ""
                 raise ValueError(f"{self.root} holds another run. {both}. Choose another --root, or remove that folder")
         self.folder.write_json("run.json", mine)
 

@@ -55,13 +55,22 @@ def report(root: Path) -> dict[str, Any]:
     return {name: value for name, value in known.items() if name not in ("timing", "run")}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, shop: Any) -> dict[str, Any]:
+    """The report of a run that nothing disturbed."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    finish(root, shop)
+    return report(root)
+
+
 @pytest.mark.slow
-def test_a_run_gives_the_same_report_twice_and_does_nothing_when_done(tmp_path: Path, shop: Any) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
+def test_a_run_gives_the_same_report_twice_and_does_nothing_when_done(
+    tmp_path: Path, shop: Any, undisturbed: dict[str, Any]
+) -> None:
+    first = tmp_path / "first"
     output = finish(first, shop)
     assert output.strip().endswith(f"Report: {first}/report/index.html")
-    finish(second, shop)
-    assert report(first) == report(second)
+    assert report(first) == undisturbed
     started, again = time.monotonic(), finish(first, shop)
     assert time.monotonic() - started < 20
     assert again.count("done before") == 8
@@ -83,9 +92,10 @@ def test_an_interrupted_search_is_not_done(tmp_path: Path, shop: Any, signalled:
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["supernet", "search", "diagnose", "tune", "retrain"])
-def test_a_run_killed_at_a_random_moment_ends_with_the_same_report(tmp_path: Path, shop: Any, stage: str) -> None:
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    finish(undisturbed, shop)
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_report(
+    tmp_path: Path, shop: Any, undisturbed: dict[str, Any], stage: str
+) -> None:
+    disturbed = tmp_path / "disturbed"
     begun = {
         "supernet": "supernet/step-*/done.json",
         "search": "search/*/generation-*.parquet",
@@ -103,4 +113,4 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_report(tmp_path: Pat
     process.communicate()
     assert not (disturbed / "evaluate/report.json").exists()
     finish(disturbed, shop)
-    assert report(disturbed) == report(undisturbed)
+    assert report(disturbed) == undisturbed

@@ -4,6 +4,7 @@ A checkpoint is a folder `step-*` of safetensors with `done.json` last. Whoever 
 training goes on from the newest whole one to the same weights.
 """
 
+import signal
 import tempfile
 import time
 from math import isfinite
@@ -45,7 +46,11 @@ def main(run: Run) -> None:
                     failure_config=FailureConfig(max_failures=RESTARTS),
                 ),
             )
-            trainer.fit()
+            interrupt = signal.getsignal(signal.SIGINT)
+            try:
+                trainer.fit()
+            finally:
+                signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own, which later stages would not notice
         failed = ray.get(board.failure.remote())
         if failed:
             raise ValueError(failed)

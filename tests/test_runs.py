@@ -38,7 +38,13 @@ def start(root: Path, shop: Any, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pipelines", "autotower", f"--root={root}", f"--raw={shop.raw}", *OPTIONS, *more]
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
-        command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have it ignored
     )
 
 

@@ -1,5 +1,7 @@
 """AutoTower: search a two-tower retrieval model under a budget, retrain the best, test them against tuned rivals."""
 
+from dataclasses import fields
+
 from components.run import STAGES, Diagnosis, Run, Tuning, Workers
 from nascore import plugins
 from nascore.datasets import OnBadRow
@@ -45,15 +47,11 @@ def autotower(
         workers: What the stages may use of the cluster.
         stages: The stages to run, in order.
     """
-    shared = {"training": method.training} if rivals else {}
     others = []
     for rival in rivals:
-        settings = (
-            shared
-            if "training" in getattr(plugins.load("methods", rival.partition(":")[0]), "__annotations__", {})
-            else {}
-        )
-        others.append(plugins.build("methods", rival, **settings))
+        names = {known.name for known in fields(plugins.load("methods", rival.partition(":")[0]))}
+        shared = {"training": method.training} if "training" in names else {}
+        others.append(plugins.build("methods", rival, **shared))
     return Run(
         root=root,
         dataset=dataset,

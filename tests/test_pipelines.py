@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from components.run import STAGES, Diagnosis, Run, Workers
+from nascore import plugins
 from nascore.methods.autotower import AutoTower
 from nascore.methods.ease import EASE
 from nascore.methods.googlednn import GoogleDNN
@@ -110,6 +111,9 @@ def test_every_option_reaches_the_run() -> None:
 def test_rivals_are_trained_as_we_are() -> None:
     run = parsed("--method.training.batch=64", "--rivals=[popularity,googlednn:size=H]")
     assert run.methods[1:] == (Popularity(), GoogleDNN(size="H", training=Training(batch=64)))
+    for name in plugins.names("methods"):
+        (rival,) = parsed("--method.training.batch=64", f"--rivals=[{name}]").methods[1:]
+        assert getattr(rival, "training", Training(batch=64)) == Training(batch=64), name
 
 
 def authors() -> AutoTower:

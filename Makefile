@@ -1,6 +1,7 @@
 # make demo      a search on made-up data, from raw files to the report
 # make test      ruff, mypy and the tests, without the long ones
 # make test-all  the same with the kill, fault, multi-node and replay matrices
+# make bench     what docs/speed.md shows
 # make setup     builds .venv, as the others do where it is missing; make setup PYTHON3=python3.12 names a Python
 # make clean     removes all that make made; runs stay
 
@@ -14,8 +15,12 @@ WAY_OUT = install Python 3.11 or newer, then run: make setup PYTHON3=/path/to/py
 # Threads that spin while they wait starve the other workers of a machine.
 export OMP_WAIT_POLICY := PASSIVE
 export OMP_NUM_THREADS := 1
+# The system clears every page that it gives out again, so freed tensors are kept.
+export MALLOC_MMAP_THRESHOLD_ := 1073741824
+export MALLOC_TRIM_THRESHOLD_ := 8589934592
+export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: setup demo lint test test-all clean
+.PHONY: setup demo bench lint test test-all clean
 
 setup: $(INSTALLED)
 
@@ -37,6 +42,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: setup
 	$(PYTHON) -m pipelines autotower --config demo.yaml
+
+bench: setup
+	$(PYTHON) -m benchmarks.speed $(ARGS)
 
 lint: setup
 	$(PYTHON) -m ruff check

@@ -168,7 +168,7 @@ class Fitness:
     kind: str = "objective"
     rows: int = 40_960
     batch: int = 1024
-    calibration: int = 8_192
+    calibration: int = 4_096
 
     def __post_init__(self) -> None:
         bounded(self, rows=1, batch=1, calibration=0)

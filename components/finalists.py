@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from components.folder import Folder
 from components.run import Run
 from nascore.methods import Method
 from nascore.space import Genotype, parse
@@ -12,7 +13,10 @@ from nascore.space import Genotype, parse
 
 @dataclass(frozen=True)
 class Finalist:
-    """One model of the comparison. `candidate`: the id under which the search knows it, before it was tuned."""
+    """One model of the comparison.
+
+    strategy: what found it. candidate: the id under which the search knows it, before it was tuned.
+    """
 
     label: str
     role: str
@@ -25,14 +29,14 @@ class Finalist:
 
 
 def finalists(run: Run) -> list[Finalist]:
-    """The kept candidates of each budget and strategy, best score first, then the rivals."""
+    """The candidates of the search, of each budget and strategy the best score first, then the rivals."""
     tuned, digest, found = settings(run), run.schema.split_digest, list[Finalist]()
     for one in (run.folder / "search").read_json("candidates.json"):
         method, genotype = run.method.tuned(tuned.get(one["budget"], {})), parse(one["genotype"])
-        label = f"{type(method).__name__} {one['budget']}, {one['strategy']}"
+        label = f"{type(method).__name__} {one['budget']}, {one['as']}"
         model_id = method.model_id(genotype, digest)
         found.append(
-            Finalist(label, "found", method, genotype, model_id, one["budget"], one["strategy"], one["model_id"])
+            Finalist(label, "found", method, genotype, model_id, one["budget"], one["as"], one["model_id"])
         )
     labels = Counter(rival.label for rival in run.methods[1:])
     for rival in run.methods[1:]:
@@ -51,3 +55,17 @@ def settings(run: Run) -> Mapping[str, Mapping[str, str]]:
         return {}
     chosen: dict[str, Any] = {one["of"]: one["settings"] for one in folder.read_json("tuned.json")["methods"]}
     return chosen
+
+
+def genotypes(text: str) -> list[Genotype]:
+    """One genotype from JSON, or the found ones of the finished run in a folder."""
+    if text.lstrip().startswith("{"):
+        try:
+            return [parse(text)]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"not a genotype: {text}: {error}") from error
+    folder = Folder(text) / "evaluate"
+    if not folder.done:
+        raise ValueError(f"{text} is neither a genotype as JSON nor the folder of a run that was evaluated")
+    models = folder.read_json("report.json")["models"].values()
+    return [parse(model["genotype"]) for model in models if model["candidate"]]

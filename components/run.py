@@ -25,7 +25,7 @@ from nascore.datasets import DataError, Dataset, OnBadRow
 from nascore.methods import Method, from_json
 from nascore.rows import Data, Mode
 from nascore.schema import Schema
-from nascore.space import Genotype, Space, parse
+from nascore.space import Genotype, Space, key, parse
 
 # Threads that spin while they wait starve other workers. Freed tensors are kept, as the system clears every page anew.
 ENVIRONMENT = {
@@ -47,7 +47,7 @@ STAGES = ("prepare", "supernet", "search", "diagnose", "tune", "retrain", "evalu
 FIXED = {
     "prepare": ("dataset", "raw", "protocol", "on_bad_row"),
     "supernet": ("methods.0", "seeds.0"),
-    "search": ("strategies", "budgets", "seeds", "first", "keep"),
+    "search": ("strategies", "budgets", "seeds", "first", "given", "keep", "front"),
     "diagnose": ("diagnosis",),
     "tune": ("methods", "tuning"),
     "retrain": ("methods", "seeds", "refit"),
@@ -151,8 +151,10 @@ class Tuning:
 class Run:
     """methods[0] is searched under each budget by each strategy with each seed; the others are its rivals.
 
-    keep: candidates retrained for each budget and strategy. first: genotypes that every search begins with. refit:
-    whether what is tested is trained once more, on train and valid rows together, for its best number of epochs.
+    keep: candidates retrained for each budget and strategy. front: whether all are retrained and tested that no other
+    genotype of the same search beats at as few MACs. first: genotypes that every search begins with. given: genotypes
+    that are retrained and tested beside what is found. refit: whether what is tested is trained once more, on train and
+    valid rows together, for its best number of epochs.
     """
 
     root: str
@@ -165,7 +167,9 @@ class Run:
     budgets: tuple[str, ...] = ("M",)
     keep: int = 3
     seeds: tuple[int, ...] = (0, 1, 2)
+    front: bool = False
     first: tuple[Genotype, ...] = ()
+    given: tuple[Genotype, ...] = ()
     refit: bool = False
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
     tuning: Tuning = field(default_factory=Tuning)
@@ -241,6 +245,7 @@ class Run:
         """Raise for all that only the prepared data can show to be wrong, such as a budget that leaves no member."""
         for budget in self.budgets:
             self.members(budget).sample(Random(budget))
+        self.check_given()
         for method in self.methods:
             for fitness in (method.fitness, method.stop):
                 fitness.check(method.task(self.schema))
@@ -251,6 +256,17 @@ class Run:
             raise ValueError(
                 f"batch {self.method.train.batch} cannot be shared equally by --workers.train {self.workers.train}"
             )
+
+    def check_given(self) -> None:
+        """Raise for a given genotype that is no member of the space, or of none of the budgets."""
+        whole, budgets = self.method.space(self.schema), [self.members(budget) for budget in self.budgets]
+        for genotype in self.given:
+            if genotype not in whole:
+                allowed = ", ".join(f"{name} ({len(one.options)} options)" for name, one in whole.decisions.items())
+                raise ValueError(f"--given: {key(genotype)} is no member of this run's space: {allowed}")
+            if not any(genotype in space for space in budgets):
+                limits = "; ".join(one.explain(genotype) for space in budgets for one in space.constraints)
+                raise ValueError(f"--given: {key(genotype)} is within none of --budgets: {limits}")
 
     @contextmanager
     def stage(self, name: str, resumes: bool = False) -> Iterator[Folder]:
@@ -301,6 +317,7 @@ class Run:
                     "root": root,
                     "methods": tuple(from_json(method) for method in known["methods"]),
                     "first": tuple(parse(genotype) for genotype in known["first"]),
+                    "given": tuple(parse(genotype) for genotype in known["given"]),
                     "diagnosis": Diagnosis(**known["diagnosis"]),
                     "tuning": Tuning(**known["tuning"]),
                     "workers": Workers(**known["workers"]),

@@ -3,7 +3,7 @@
 Evaluators memory-map the node's one copy of the supernet. A strategy asks for a batch, the pool scores it grouped by
 shared prefixes, the strategy is told; each batch is one file `search/<trial>/generation-*.parquet`. A killed search
 retells its files and goes on; scores hang on nothing but the genotype, so neither timing nor the number of evaluators
-matters.
+matters. What the run was given to retrain, and what a sampler has learned to prefer, are scored as one more trial.
 """
 
 import json
@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from nascore.space import Genotype, key, parse
 from nascore.strategies import Strategy, Trial
 
 Score = Callable[[Sequence[Genotype]], list[float | None]]
+GIVEN = "given"
 SHARE = 0.01
 RESTARTS = 3
 
@@ -53,6 +54,7 @@ class Search:
 def main(run: Run) -> None:
     """Run all searches that are not done, then write `trials.parquet`, `candidates.json` and `front.json`."""
     searches = [Search(s, b, seed) for b in run.budgets for s in run.strategies for seed in run.seeds]
+    searches += [Search(GIVEN, b, run.seeds[0]) for b in run.budgets if given(run, b)]
     if len({search.id for search in searches}) < len(searches):
         raise ValueError(f"a strategy, budget or seed is named twice: {', '.join(search.id for search in searches)}")
     run.check_prepared()
@@ -110,7 +112,11 @@ def continue_search(run: Run, search: Search, score: Score, tell: Any = lambda n
     """Run one search to its end from what its folder holds; the best score."""
     folder, method = run.folder / "search" / search.id, run.method
     space, price = run.members(search.budget), method.price(run.schema)
-    strategy: Strategy = plugins.build("strategies", search.strategy, space, search.seed, run.first)
+    strategy: Strategy
+    if search.strategy == GIVEN:
+        strategy = Given(space, search.seed, list(given(run, search.budget).values()))
+    else:
+        strategy = plugins.build("strategies", search.strategy, space, search.seed, run.first)
     for name in folder.names("generation-*.parquet"):
         retell(strategy, folder.read_table(name), name)
     while len(strategy.told) < method.candidates:
@@ -131,6 +137,27 @@ def continue_search(run: Run, search: Search, score: Score, tell: Any = lambda n
     tell(_news(strategy, len(strategy.told)))
     folder.write_json("done.json", {"scored": len(strategy.told)})
     return best[0].score or 0.0
+
+
+class Given(Strategy):
+    """Proposes what it was given and nothing else."""
+
+    def ask(self) -> list[Genotype]:
+        return [genotype for genotype in self.first if key(genotype) not in self.known]
+
+
+def given(run: Run, budget: str) -> Mapping[str, Genotype]:
+    """What is retrained under a budget without a search: what the run was given, and what a sampler has learned."""
+    space = run.members(budget)
+    named = {f"given {place + 1}": genotype for place, genotype in enumerate(run.given) if genotype in space}
+    if run.method.learning:
+        sampler = run.method.sampler(run.method.space(run.schema), run.seeds[0])
+        weights = run.checkpoint().read_tensors("weights.safetensors")
+        sampler.load_state_dict({name: weights[f"supernet.sampler.{name}"] for name in sampler.state_dict()})
+        decided = sampler.decide(space)
+        if decided is not None:
+            named[type(sampler).__module__.rpartition(".")[2]] = decided
+    return named
 
 
 def _news(strategy: Strategy, total: int) -> News:
@@ -222,7 +249,10 @@ class _Evaluator:
 
 
 def write_results(run: Run, folder: Folder, searches: Sequence[Search]) -> None:
-    """`trials.parquet`, all that was scored; `candidates.json`, the best of each strategy and budget; `front.json`."""
+    """`trials.parquet`, all that was scored; `candidates.json`, what to retrain, and `as` what; `front.json`.
+
+    Of the candidates of a budget that have the same name the one that does best alone is compared with the rivals.
+    """
     tables = []
     for search in searches:
         for name in (folder / search.id).names("generation-*.parquet"):
@@ -238,13 +268,20 @@ def write_results(run: Run, folder: Folder, searches: Sequence[Search]) -> None:
     trials = pa.concat_tables(tables, promote_options="default")  # a batch without any score has a column of nulls
     rows = [row for row in trials.to_pylist() if row["score"] is not None]
     rows.sort(key=lambda row: (-row["score"], row["macs"], row["genotype"]))
-    candidates = []
+    kept = list[tuple[str, dict[str, Any]]]()
     for budget in run.budgets:
         for strategy in run.strategies:
             own = [row for row in rows if row["budget"] == budget and row["strategy"] == strategy]
-            candidates += list({row["model_id"]: row for row in own}.values())[: run.keep]
+            kept += [(strategy, row) for row in list({row["model_id"]: row for row in own}.values())[: run.keep]]
+            if run.front:
+                kept += [(f"{strategy}, front at {row['macs']:,.0f} MACs", row) for row in front(own)]
+        scored = {row["genotype"]: row for row in rows if row["budget"] == budget and row["strategy"] == GIVEN}
+        for name, genotype in given(run, budget).items():
+            if key(genotype) not in scored:
+                raise FloatingPointError(f"{name} has no finite score under {budget}: {key(genotype)}")
+            kept.append((name, scored[key(genotype)]))
     folder.write_table("trials.parquet", trials)
-    folder.write_json("candidates.json", [_candidate(row) for row in candidates])
+    folder.write_json("candidates.json", [{**_candidate(row), "as": name} for name, row in kept])
     folder.write_json("front.json", [_candidate(row) for row in front(rows)])
 
 

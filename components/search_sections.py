@@ -20,7 +20,7 @@ def search(told: Told) -> str:
     run, fitness = told.run, told.run.method.fitness.kind
     panels = {}
     for budget in run.budgets:
-        own = [trial for trial in told.trials if trial["budget"] == budget]
+        own = [trial for trial in told.trials if trial["budget"] == budget and trial["strategy"] in run.strategies]
         if own:
             panels[budget] = pictures.progress(own, run.strategies, fitness)
     searches, different = (len({trial[name] for trial in told.trials}) for name in ("trial", "genotype"))
@@ -50,7 +50,7 @@ def front(told: Told) -> str:
         kept = {budget: limit[name] for budget, limit in limits.items() if name in limit}
         lines = [("" if "=" in budget else f"{budget} ") + f"≤ {short(limit)}" for budget, limit in kept.items()]
         drawn = list(zip(lines, kept.values(), strict=True))
-        panels[title] = pictures.front(priced, title, run.strategies, drawn, marked)
+        panels[title] = pictures.front(priced, title, told.strategies, drawn, marked)
     text = "A dot is a scored genotype; the line is the front, the best score at each cost or below. Open diamonds "
     text += "were retrained; large marks won and are in the comparison. Dashed: the limits of the budgets."
     if len(rows) > pictures.SHOWN:

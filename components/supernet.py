@@ -72,7 +72,9 @@ def continue_training(run: Run, rank: int = 0, world: int = 1, tell: Any = lambd
     method, schema, seed = run.method, run.schema, run.seeds[0]
     rows = run.rows("train", run.workers.data, rank, world, device)
     supernet, task = method.supernet(schema, method.space(schema), seed).to(device), method.task(schema).to(device)
-    fit, plan, curve = Fit(supernet, task, rows, method.train, seed), method.train, list[dict[str, float]]()
+    held = run.rows("valid", run.workers.data, rank, world, device) if method.learning else None
+    fit = Fit(supernet, task, rows, method.train, seed, method.learning, held)
+    plan, curve = method.train, list[dict[str, float]]()
     before, started = 0.0, time.monotonic()
     if plan.steps < 1:
         raise ValueError(f"a supernet is trained for 1 step or more, not {plan.steps}")

@@ -23,6 +23,7 @@ class Told:
         self.headline = str(self.report.get("headline", ""))
         stage, name = run.folder / "search", "trials.parquet"
         self.trials: list[Row] = stage.read_table(name).to_pylist() if stage.exists(name) else []
+        self.strategies = [*run.strategies, *sorted({trial["strategy"] for trial in self.trials} - {*run.strategies})]
         self.trials.sort(key=lambda trial: (trial["budget"], trial["strategy"], trial["seed"], trial["number"]))
         stage = run.folder / "retrain"
         self.results: list[Row] = [stage.read_json(name) for name in stage.names("*/part=*/seed=*/result.json")]

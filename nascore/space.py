@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-Genotype = Mapping[str, tuple[str, ...]]
+Choice = tuple[str, ...]
+Genotype = Mapping[str, Choice]
 Weights = tuple[float, ...] | Tensor
 Mix = Mapping[str, Weights]
 

@@ -56,13 +56,44 @@ class Plan:
         return self.learning_rate * (left if self.schedule != "cosine" else (1 - cos(pi * left)) / 2)
 
 
-class Fit:
-    """One training: a supernet, its task, its optimiser and how far they are; `state` can be saved at any step."""
+@dataclass(frozen=True)
+class Learning:
+    """How a sampler learns, by Adam and to first order: on a validation batch, the net's weights held fast.
 
-    def __init__(self, supernet: Supernet, task: Task, data: Data, plan: Plan, seed: int) -> None:
+    Args:
+        every: Steps of the weights before each of the sampler.
+        learning_rate: Adam's.
+        weight_decay: Adam's.
+    """
+
+    every: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-6
+
+    def __post_init__(self) -> None:
+        bounded(self, every=1, learning_rate=0, weight_decay=0)
+
+
+class Fit:
+    """One training: a supernet, its task, its optimisers and how far they are; `state` can be saved at any step.
+
+    learning, held: how a sampler that learns does so, and from which rows.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        task: Task,
+        data: Data,
+        plan: Plan,
+        seed: int,
+        learning: Learning | None = None,
+        held: Data | None = None,
+    ) -> None:
         self.supernet, self.task, self.data, self.plan, self.seed = supernet, task, data, plan, seed
         self.step = 0
         self.batches: Iterator[Batch] | None = None
+        self.lessons: Iterator[Batch] | None = None
         named = dict(supernet.net.named_parameters())
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
         decayed: dict[str, Any] = {
@@ -71,6 +102,16 @@ class Fit:
         }
         others: dict[str, Any] = {"params": [p for p in named.values() if p.dim() < 2]}
         self.optimizer = torch.optim.Adam([decayed, others], lr=plan.learning_rate, fused=True)
+        self.optimizers: dict[str, tuple[torch.optim.Adam, dict[Tensor, str]]] = {
+            "optimizer": (self.optimizer, self.names)
+        }
+        self.learning, self.held = learning, held
+        if supernet.sampler.learns:
+            if learning is None or held is None:
+                raise ValueError(f"{type(supernet.sampler).__name__} learns: it needs settings and rows to learn from")
+            learned: dict[Tensor, str] = {one: name for name, one in supernet.sampler.named_parameters()}
+            learner = torch.optim.Adam(learned, learning.learning_rate, weight_decay=learning.weight_decay)
+            self.optimizers["learner"] = learner, learned
 
     def advance(self, steps: int) -> float:
         """Train `steps` more steps; the mean loss of the joined batches."""
@@ -83,6 +124,8 @@ class Fit:
             torch.manual_seed(seed_of(self.seed, "dropout", self.step, group.rank()))
             total += self._step(next(self.batches))
             self.step += 1
+            if self.supernet.sampler.learns:
+                self._learn()
         return float(group.total(total)) / max(1, steps)
 
     def _step(self, batch: Batch) -> Tensor:
@@ -98,6 +141,26 @@ class Fit:
         self.optimizer.step()
         return loss.detach()
 
+    def _learn(self) -> None:
+        """A step of the sampler, where one is due."""
+        assert self.learning is not None and self.held is not None
+        taken, due = divmod(self.step, self.learning.every)
+        if due:
+            return
+        if self.lessons is None:
+            self.lessons = self.held.batches(self.plan.batch, seed_of(self.seed, "held rows"), taken - 1)
+        batch, net, sampler = next(self.lessons), self.supernet.net, self.supernet.sampler
+        learner, learned = self.optimizers["learner"]
+        x = net.embed(batch)
+        loss = self.task.eval().loss(net(x, sampler.relaxed(x, self.step - 1)), batch)
+        self.task.train()
+        for parameter, gradient in zip(learned, torch.autograd.grad(loss, list(learned)), strict=True):
+            parameter.grad = gradient
+        group.exchange_gradients(learned)
+        learner.step()
+        learner.zero_grad()
+        sampler.settle()
+
     def weights(self) -> State:
         """What a model is: the weights and buffers of the net, the sampler and the task."""
         return {
@@ -109,8 +172,9 @@ class Fit:
     def state(self) -> State:
         """Everything a resumed training needs, as tensors by name."""
         moments = {
-            f"optimizer.{kind}.{self.names[parameter]}": value
-            for parameter, kinds in self.optimizer.state.items()
+            f"{optimizer}.{kind}.{names[parameter]}": value
+            for optimizer, (adam, names) in self.optimizers.items()
+            for parameter, kinds in adam.state.items()
             for kind, value in kinds.items()
         }
         return {**self.weights(), **moments, "step": torch.tensor(self.step)}
@@ -118,13 +182,14 @@ class Fit:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue where `state` was taken."""
         load(self.supernet, self.task, state)
-        self.step, self.batches = int(state["step"]), None
-        by_name = {name: parameter for parameter, name in self.names.items()}
-        self.optimizer.state.clear()
-        for key, value in state.items():
-            if key.startswith("optimizer."):
-                _, kind, name = key.split(".", 2)
-                self.optimizer.state[by_name[name]][kind] = value.clone().to(by_name[name].device)
+        self.step, self.batches, self.lessons = int(state["step"]), None, None
+        for optimizer, (adam, names) in self.optimizers.items():
+            by_name = {name: parameter for parameter, name in names.items()}
+            adam.state.clear()
+            for key, value in state.items():
+                if key.startswith(f"{optimizer}."):
+                    _, kind, name = key.split(".", 2)
+                    adam.state[by_name[name]][kind] = value.clone().to(by_name[name].device)
 
 
 def refit(

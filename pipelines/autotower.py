@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from components.finalists import genotypes
 from components.run import STAGES, Diagnosis, Run, Tuning, Workers
 from nascore import plugins
 from nascore.datasets import OnBadRow
@@ -20,6 +21,8 @@ def autotower(
     strategies: tuple[str, ...] = ("evolution",),
     budgets: tuple[str, ...] = ("M",),
     keep: int = 3,
+    front: bool = False,
+    given: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
     refit: bool = False,
     diagnosis: Diagnosis = Diagnosis(),  # noqa: B008
@@ -40,6 +43,9 @@ def autotower(
         strategies: Search strategies, such as evolution:population=50,mutation=0.1 and random.
         budgets: Limits to search under: L, M, H, or text such as macs=3e5,user/params=1e5.
         keep: Candidates of each strategy and budget to retrain.
+        front: Whether to retrain and test also all that nothing of the same search beats at as few MACs.
+        given: Models to retrain and test beside what is found: genotypes as JSON, or folders of finished runs, which
+            stand for what was found there.
         seeds: Seeds of the searches and of all retrainings; the first also trains the supernet.
         refit: Whether what is tested is trained once more, on train and valid rows, for its best number of epochs.
         diagnosis: How the supernet's ranking is tested; genotypes below 3 leave it out.
@@ -62,6 +68,8 @@ def autotower(
         strategies=strategies,
         budgets=budgets,
         keep=keep,
+        front=front,
+        given=tuple(genotype for text in given for genotype in genotypes(text)),
         seeds=seeds,
         refit=refit,
         diagnosis=diagnosis,

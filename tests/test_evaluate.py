@@ -232,7 +232,8 @@ def test_the_found_model_is_the_best_on_validation(run_with: RunWith) -> None:
     candidates, digest = [], run.schema.split_digest
     for model, budget, strategy, values in told:
         genotype = {"user/0": [f"mlp:{ord(model)}"]}
-        candidates.append({"model_id": model, "budget": budget, "strategy": strategy, "genotype": genotype, "score": 0})
+        known = {"model_id": model, "budget": budget, "strategy": strategy, "as": strategy, "score": 0}
+        candidates.append({**known, "genotype": genotype})
         model_id = METHOD.model_id(parse(genotype), digest)
         for seed, value in zip(run.seeds, values, strict=True):
             (run.folder / f"retrain/{model_id}/part=0/seed={seed}").write_json("result.json", {"value": value})
@@ -264,7 +265,7 @@ def test_a_run_is_evaluated_from_its_files(run_with: RunWith, monkeypatch: pytes
             jobs[model_id] = Job.of(f"retrain/{model_id}/part=0/seed={seed}", method, genotype, seed)
             train_alone(run, jobs[model_id])
     first, second = jobs
-    listed = {"model_id": first, "budget": "", "strategy": "evolution", "genotype": ours, "score": 0}
+    listed = {"model_id": first, "budget": "", "strategy": "evolution", "as": "evolution", "genotype": ours, "score": 0}
     (run.folder / "search").write_json("candidates.json", [listed])
     evaluate.main(run)
     folder = run.folder / "evaluate"

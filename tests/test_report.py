@@ -97,7 +97,7 @@ def fake(root: Path, label: str = "", **settings: Any) -> tuple[Run, list[Row]]:
             own = [row for row in told if (row["budget"], row["strategy"]) == (budget, strategy) and row["score"]]
             own.sort(key=lambda row: -row["score"])
             kept = list({row["model_id"]: row for row in own}.values())[:2]
-            candidates += [{**one, "genotype": json.loads(one["genotype"])} for one in kept]
+            candidates += [{**one, "as": strategy, "genotype": json.loads(one["genotype"])} for one in kept]
             name = f"{label}AutoTower {budget}, {strategy}"
             genotype = json.loads(kept[0]["genotype"])
             entries.insert(-1, (name, "found", kept[0]["model_id"], genotype, kept[0], 0.32 - len(entries) / 100))

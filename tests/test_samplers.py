@@ -4,16 +4,31 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 
 from nascore import plugins
-from nascore.samplers import Sampler
+from nascore.samplers import Sampler, likeliest
+from nascore.samplers.nasp import Nasp
 from nascore.samplers.uniform import Uniform
-from nascore.space import Decision, Space, key
+from nascore.space import Decision, Genotype, Infeasible, Space, key
 
 SPACE = Space(
     [Decision("a", ("x", "y", "z")), Decision("b", ("p", "q", "r"), least=0, most=2), Decision("c", ("only",))]
 )
 NAMES = plugins.names("samplers")
+
+
+class Within:
+    """At most so many options open, as a budget."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def excess(self, genotype: Genotype) -> float:
+        return sum(map(len, genotype.values())) - 2 - self.most
+
+    def explain(self, genotype: Genotype) -> str:
+        return f"{2 + self.excess(genotype)} of {self.most} open"
 
 
 def sampler(name: str, seed: int = 0) -> Sampler:
@@ -34,7 +49,7 @@ def test_draws_hang_on_seed_and_step_alone(name: str) -> None:
     draws = [one(None, step) for step in range(30)]
     assert [same(None, step) for step in reversed(range(30))][::-1] == draws
     assert [other(None, step) for step in range(30)] != draws
-    assert len({key(member(mix)) for mix in draws}) > 5
+    assert len({key(member(mix)) for mix in draws}) > (0 if one.learns else 5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,8 +61,20 @@ def test_every_decision_of_the_space_is_weighed(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_decided_is_a_member_or_nothing(name: str) -> None:
-    decided = sampler(name).decide()
-    assert decided is None or decided in SPACE
+    one, narrow = sampler(name), SPACE.within(Within(1))
+    for space in (SPACE, narrow):
+        decided = one.decide(space)
+        assert (decided in space) if one.learns else decided is None
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if sampler(name).learns])
+def test_what_learns_is_saved_and_gets_gradients(name: str) -> None:
+    one, other = sampler(name), sampler(name, seed=1)
+    sum((weights * torch.rand(len(weights))).sum() for weights in one.relaxed(None, 0).values()).backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in one.parameters())
+    other.load_state_dict(one.state_dict())
+    assert [other(None, step) for step in range(5)] == [one(None, step) for step in range(5)]
+    assert other.decide(SPACE) == one.decide(SPACE)
 
 
 def test_uniform_draws_every_member_alike() -> None:
@@ -78,3 +105,50 @@ def test_options_open_one_after_the_other() -> None:
     assert [growing(None, step) for step in range(80, 200)] == [uniform(None, step) for step in range(80, 200)]
     first = {Uniform(space, seed, growth=80).opened(0).decisions["a"].options for seed in range(20)}
     assert len(first) == 4, "which option is first hangs on the seed"
+
+
+def test_nasp_runs_the_strongest_and_learns_from_the_gradient_there() -> None:
+    nasp = Nasp(SPACE, 0)
+    strong = {"a": (0.2, 0.9, 0.4), "b": (0.6, 0.1, 0.8), "c": (0.3,)}
+    with torch.no_grad():
+        nasp.strength.copy_(torch.tensor([one for values in strong.values() for one in values]))
+    assert member(nasp(None, 0)) == {"a": ("y",), "b": ("p", "r"), "c": ("only",)}
+    mix = nasp.relaxed(None, 0)
+    assert {name: tuple(weights.tolist()) for name, weights in mix.items()} == nasp(None, 0)
+    (3 * mix["a"][0] - 5 * mix["b"][1]).backward()  # type: ignore[index]
+    assert nasp.strength.grad is not None
+    assert nasp.strength.grad.tolist() == [3, 0, 0, 0, -5, 0, 0]
+    with torch.no_grad():
+        nasp.strength.sub_(0.4 * nasp.strength.grad)
+    nasp.settle()
+    assert nasp.strength.tolist() == pytest.approx([0, 0.9, 0.4, 0.6, 1, 0.8, 0.3])
+    assert member(nasp(None, 1))["b"] == ("q", "r"), "as many as may be open, the strongest first"
+
+
+def test_the_likeliest_member_loses_least_for_keeping_the_limits() -> None:
+    space = Space([Decision(name, ("small", "middle", "large")) for name in "pqr"])
+    price = {"small": 1.0, "middle": 3.0, "large": 9.0}
+
+    class Budget:
+        def __init__(self, limit: float) -> None:
+            self.limit = limit
+
+        def excess(self, genotype: Genotype) -> float:
+            return sum(price[chosen] for (chosen,) in genotype.values()) / self.limit - 1
+
+        def explain(self, genotype: Genotype) -> str:
+            return f"{self.excess(genotype):.1f} over"
+
+    worth = {"p": (0.1, 0.2, 0.9), "q": (0.1, 0.8, 0.9), "r": (0.5, 0.4, 0.3)}
+
+    def liked(name: str, choice: tuple[str, ...]) -> float:
+        return worth[name][("small", "middle", "large").index(choice[0])]
+
+    def likeliest_within(limit: float) -> list[str]:
+        return [chosen for (chosen,) in likeliest(space.within(Budget(limit)), liked).values()]
+
+    assert likeliest_within(27) == ["large", "large", "small"]
+    assert likeliest_within(13) == ["large", "middle", "small"]
+    assert likeliest_within(3) == ["small", "small", "small"]
+    with pytest.raises(Infeasible, match="0.5 over"):
+        likeliest_within(2)

@@ -20,7 +20,7 @@ from nascore.ops.batch_norm import BatchNorm
 from nascore.rows import Data
 from nascore.space import Genotype
 from nascore.tasks import Model, Task
-from nascore.training import Fit, Fitness, Plan, State, Stopping, load, recalibrate, scorer, train
+from nascore.training import Fit, Fitness, Learning, Plan, State, Stopping, load, recalibrate, scorer, train
 from nascore.two_tower import Training
 
 Prepared = Callable[..., Run]
@@ -36,12 +36,17 @@ SMALL = AutoTower(
 
 
 def fit_of(
-    data: Data, seed: int = 3, method: Any = SMALL, plan: Plan | None = None, genotype: Genotype | None = None
+    data: Data,
+    seed: int = 3,
+    method: Any = SMALL,
+    plan: Plan | None = None,
+    genotype: Genotype | None = None,
+    held: Data | None = None,
 ) -> Fit:
     space = method.space(data.schema)
     space = space if genotype is None else space.narrow(genotype)
     supernet, task = method.supernet(data.schema, space, seed), method.task(data.schema)
-    return Fit(supernet, task, data, plan or method.train, seed)
+    return Fit(supernet, task, data, plan or method.train, seed, method.learning, method.learning and held)
 
 
 def copied(state: State) -> State:
@@ -74,6 +79,41 @@ def test_a_training_can_stop_anywhere(prepared: Prepared, mode: Any) -> None:
         assert second.step == stop
         second.advance(20 - stop)
         assert_equal(second.state(), whole.state())
+
+
+def test_a_sampler_learns_from_held_rows_alone_and_can_stop_anywhere(prepared: Prepared) -> None:
+    data, held = prepared().rows("train"), prepared().rows("valid")
+    method = replace(SMALL, paths="nasp", nasp=Learning(every=3, learning_rate=0.2))
+
+    def fit() -> Fit:
+        return fit_of(data, method=method, held=held)
+
+    whole = fit()
+    before = whole.supernet.sampler.state_dict()["strength"].clone()
+    whole.advance(2)
+    assert torch.equal(whole.supernet.sampler.state_dict()["strength"], before), "a step of it is not due yet"
+    gap = whole.task.state_dict()["gap"].clone()
+    weights = copied(whole.weights())
+    whole._learn()
+    assert_equal(whole.weights(), weights)
+    whole.advance(1)
+    learned = whole.supernet.sampler.state_dict()["strength"]
+    assert (learned != before).sum() > 10 and learned.min() >= 0 and learned.max() <= 1
+    assert whole.task.training and whole.supernet.net.training
+    whole.advance(17)
+    for stop in (5, 6):
+        first = fit()
+        first.advance(stop)
+        second = fit()
+        second.advance(1)
+        second.restore(copied(first.state()))
+        second.advance(20 - stop)
+        assert_equal(second.state(), whole.state())
+    plain = fit()
+    plain.advance(2)
+    assert torch.equal(plain.task.state_dict()["gap"], gap)
+    with pytest.raises(ValueError, match="Nasp learns: it needs settings and rows"):
+        fit_of(data, method=method)
 
 
 def test_each_step_drops_out_anew(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

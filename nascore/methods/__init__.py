@@ -23,7 +23,7 @@ from nascore.samplers.uniform import Uniform
 from nascore.schema import Schema
 from nascore.space import Genotype, Space, key
 from nascore.tasks import Task
-from nascore.training import Fitness, Plan
+from nascore.training import Fitness, Learning, Plan
 
 CACHE = 2 << 30
 Scorer = Callable[[Sequence[Genotype]], list[float]]
@@ -61,6 +61,11 @@ class Method(metaclass=ABCMeta):
     @abstractmethod
     def retrain(self) -> Plan:
         """How a model is trained alone."""
+
+    @property
+    def learning(self) -> Learning | None:
+        """How the sampler learns, if it does."""
+        return None
 
     @property
     def fitness(self) -> Fitness:
@@ -123,9 +128,13 @@ class Method(metaclass=ABCMeta):
             raise ValueError(f"{error}; budgets with a name in {self.name}: {named}") from None
 
     def supernet(self, schema: Schema, space: Space, seed: int) -> Supernet:
-        """A freshly initialised net over `space` with its sampler; weights hang on the seed alone."""
+        """A freshly initialised net over `space` with its sampler, if there is something to sample.
+
+        Weights hang on the seed alone.
+        """
         torch.manual_seed(seed_of(seed, "weights"))
-        return Supernet(self.net(schema, space), self.sampler(space, seed))
+        sampler = self.sampler(space, seed) if space.size() > 1 else Uniform(space, seed)
+        return Supernet(self.net(schema, space), sampler)
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         """Scores genotypes by the net's weights; an override must be faster, equal, and keep within `cache_bytes`."""

@@ -11,7 +11,7 @@ gradient clipping. Its FLOPs are half our MACs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,14 @@ from nascore.ops import build
 from nascore.plugins import bounded
 from nascore.prefix_scoring import Chain, PrefixScorer
 from nascore.rows import Data
+from nascore.samplers import Sampler
+from nascore.samplers.nasp import Nasp
 from nascore.samplers.uniform import Uniform
 from nascore.schema import Schema
 from nascore.space import Decision, Genotype, Mix, Space
 from nascore.tasks import Task
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Fitness, Plan, Schedule
+from nascore.training import Fitness, Learning, Plan, Schedule
 from nascore.two_tower import TUNABLES, Inputs, Side, Training, TwoTower
 
 POOL = "user/pool"
@@ -56,6 +58,8 @@ class AutoTower(Method):
         growth: Share of them over which options open one after the other; at 0 all are open from the start, as in the
             paper.
         schedule: Of the supernet's learning rate: constant, or falling to 0 as linear or cosine.
+        paths: What draws the supernet's paths: uniform, or nasp, which learns one instead.
+        nasp: How that learns; its rates are those of AutoTower's public code.
         candidates: Genotypes that a search scores.
         fitness: What they are scored by.
         training: How the supernet and the candidates are trained.
@@ -74,6 +78,8 @@ class AutoTower(Method):
     steps: int = 50_000
     growth: float = 0.0
     schedule: Schedule = "constant"
+    paths: Literal["uniform", "nasp"] = "uniform"
+    nasp: Learning = Learning()
     candidates: int = 2_550
     fitness: Fitness = Fitness()
     training: Training = Training()
@@ -98,6 +104,8 @@ class AutoTower(Method):
         bounded(self, blocks=1, embedding=1, width=1, output=1, growth=0, steps=1, candidates=1)
         if self.item_blocks == 0 or self.growth > 1:
             raise ValueError(f"AutoTower: not 1 <= item_blocks or not growth <= 1: {self.item_blocks}, {self.growth}")
+        if self.paths == "nasp" and self.growth:
+            raise ValueError("AutoTower: growth opens the options of uniform paths; with paths=nasp it must be 0")
 
     def space(self, schema: Schema) -> Space:
         decisions = [Decision(POOL, self._pools())] if schema.history_length else []
@@ -130,8 +138,14 @@ class AutoTower(Method):
     def net(self, schema: Schema, space: Space) -> Net:
         return _AutoTowerNet(self, schema, space)
 
-    def sampler(self, space: Space, seed: int) -> Uniform:
+    def sampler(self, space: Space, seed: int) -> Sampler:
+        if self.paths == "nasp":
+            return Nasp(space, seed)
         return Uniform(space, seed, round(self.growth * self.steps))
+
+    @property
+    def learning(self) -> Learning | None:
+        return self.nasp if self.paths == "nasp" else None
 
     def task(self, schema: Schema) -> Retrieval:
         return self.training.task(schema)

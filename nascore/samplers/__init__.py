@@ -1,15 +1,17 @@
 """Samplers: what runs at a training step, and for those that learn, what they would decide. One a file.
 
 To add one: write `nascore/samplers/<name>.py` with one class that extends `Sampler`. Draws hang on (seed, step);
-draws that differ by instance also on the row's global index. What a sampler learns are parameters of its own.
+draws that differ by instance also on the row's global index. What a sampler learns are parameters of its own; steps on
+validation batches train them (`nascore.training.Learning`).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from nascore.space import Genotype, Mix, Space
+from nascore.space import Choice, Genotype, Infeasible, Mix, Space, key
 
 
 class Sampler(nn.Module, ABC):
@@ -23,9 +25,50 @@ class Sampler(nn.Module, ABC):
     def forward(self, x: Any, step: int) -> Mix:
         """The mix for embedded inputs `x` at a step; the same on every rank."""
 
-    def decide(self) -> Genotype | None:
-        """The member that the sampler has learned to prefer; None if it learns nothing."""
+    @property
+    def learns(self) -> bool:
+        """Whether it has parameters to learn."""
+        return any(True for _ in self.parameters())
+
+    def relaxed(self, x: Any, step: int) -> Mix:
+        """The mix under which a learning step's loss is computed: its gradient reaches the parameters."""
+        return self(x, step)  # type: ignore[no-any-return]
+
+    def settle(self) -> None:
+        """Bring the parameters back to where they may be, after a learning step."""
+
+    def decide(self, space: Space) -> Genotype | None:
+        """The member of `space`, its own or a narrower one, that it has learned to prefer; None if it learns none."""
         return None
 
 
 CONTRACT = Sampler
+
+
+def likeliest(space: Space, worth: Callable[[str, Choice], float]) -> Genotype:
+    """The member made of each decision's worthiest choice, repaired where it breaks a constraint.
+
+    A repair is a run of single changes, each the one that loses least worth for what it brings the genotype nearer.
+    Raises `Infeasible` where no single change brings it nearer any more.
+    """
+    choices = {name: list(decision.choices()) for name, decision in space.decisions.items()}
+    genotype = {name: max(known, key=lambda choice: worth(name, choice)) for name, known in choices.items()}
+    while not space.allows(genotype):
+        excess = _excess(space, genotype)
+        nearest, least = None, float("inf")
+        for name, known in choices.items():
+            for choice in known:
+                changed = {**genotype, name: choice}
+                nearer = excess - _excess(space, changed)
+                lost = worth(name, genotype[name]) - worth(name, choice)
+                if nearer > 0 and lost / nearer < least:
+                    nearest, least = changed, lost / nearer
+        if nearest is None:
+            why = "; ".join(one.explain(genotype) for one in space.constraints if one.excess(genotype) > 0)
+            raise Infeasible(f"what was learned cannot be brought within the limits; nearest {key(genotype)}: {why}")
+        genotype = nearest
+    return genotype
+
+
+def _excess(space: Space, genotype: Genotype) -> float:
+    return max(constraint.excess(genotype) for constraint in space.constraints)

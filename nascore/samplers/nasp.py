@@ -1,0 +1,67 @@
+"""NASP (Yao et al., 2020): the strongest options run; proximal steps on validation batches say which those are.
+
+Every option has a strength in [0, 1]. What runs is the nearest discrete choice, so a step of the weights costs one
+path. A step of the strengths takes the gradient at that discrete point, for which every option is computed once,
+applies it to the continuous strengths and clips them. AutoTower compares with it as another search strategy (§4.3.2,
+Table 6).
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nascore.rows import seed_of
+from nascore.samplers import Sampler, likeliest
+from nascore.space import Choice, Decision, Genotype, Mix, Space
+
+SPREAD = 1e-3
+
+
+class Nasp(Sampler):
+    """Strengths begin at 1/2, apart by noise. A decision that may open several options opens those above 1/2."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        super().__init__(space, seed)
+        self.options = {name: decision.options for name, decision in space.decisions.items()}
+        count = sum(len(options) for options in self.options.values())
+        noise = torch.randn(count, generator=torch.Generator().manual_seed(seed_of(seed, "nasp")))
+        self.strength = nn.Parameter(0.5 + SPREAD * noise)
+        self.known: tuple[int, Mix] | None = None
+
+    def forward(self, x: Any, step: int) -> Mix:
+        version = self.strength._version
+        if self.known is None or self.known[0] != version:
+            strengths = self.strengths()
+            chosen = {name: _strongest(one, strengths[name]) for name, one in self.space.decisions.items()}
+            self.known = version, self.space.mix(chosen)
+        return self.known[1]
+
+    def relaxed(self, x: Any, step: int) -> Mix:
+        """The discrete point, through which gradients pass as if it were the strengths."""
+        parts = self.strength.split([len(options) for options in self.options.values()])
+        path = self(x, step)
+        return {
+            name: torch.tensor(path[name], device=part.device) + (part - part.detach())
+            for name, part in zip(self.options, parts, strict=True)
+        }
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        self.strength.clamp_(0, 1)
+
+    def decide(self, space: Space) -> Genotype:
+        strengths = self.strengths()
+        return likeliest(space, lambda name, choice: sum(strengths[name][option] - 0.5 for option in choice))
+
+    def strengths(self) -> dict[str, dict[str, float]]:
+        """The strength of every option of every decision, on the host."""
+        flat = iter(self.strength.tolist())
+        return {name: {option: next(flat) for option in options} for name, options in self.options.items()}
+
+
+def _strongest(decision: Decision, strength: dict[str, float]) -> Choice:
+    """The options above 1/2, as many as may be open."""
+    ranked = sorted(decision.options, key=lambda option: -strength[option])
+    count = max(decision.least, min(decision.most, sum(strength[option] > 0.5 for option in ranked)))
+    return tuple(option for option in decision.options if option in ranked[:count])

@@ -35,9 +35,7 @@ def finalists(run: Run) -> list[Finalist]:
         method, genotype = run.method.tuned(tuned.get(one["budget"], {})), parse(one["genotype"])
         label = f"{type(method).__name__} {one['budget']}, {one['as']}"
         model_id = method.model_id(genotype, digest)
-        found.append(
-            Finalist(label, "found", method, genotype, model_id, one["budget"], one["as"], one["model_id"])
-        )
+        found.append(Finalist(label, "found", method, genotype, model_id, one["budget"], one["as"], one["model_id"]))
     labels = Counter(rival.label for rival in run.methods[1:])
     for rival in run.methods[1:]:
         (member,) = rival.space(run.schema).members()

@@ -2,6 +2,11 @@
 
 from collections.abc import Sequence
 from html import escape
+from itertools import accumulate, groupby
+from math import inf, sqrt
+from statistics import mean, stdev
+
+from scipy.stats import t
 
 from components import pictures
 from components.page import NONE, interval, lead, number, short, table, views
@@ -10,6 +15,7 @@ from components.told import Row, Told
 from nascore.space import parse
 
 UNITS = {"macs": "MACs per example", "params": "parameters", "table_params": "parameters in tables"}
+COUNTS = (50, 100, 250, 500, 1_000, 2_000)
 
 
 def search(told: Told) -> str:
@@ -22,12 +28,41 @@ def search(told: Told) -> str:
     for budget in run.budgets:
         own = [trial for trial in told.trials if trial["budget"] == budget and trial["strategy"] in run.strategies]
         if own:
-            panels[budget] = pictures.progress(own, run.strategies, fitness)
+            panels[budget] = pictures.progress(own, run.strategies, fitness) + by_count(own)
     searches, different = (len({trial[name] for trial in told.trials}) for name in ("trial", "genotype"))
     text = f"{searches} searches scored {len(told.trials):,} genotypes, {different:,} of them different, with the "
     text += f"supernet's weights on validation rows. Score: {fitness}, higher is better. A line is one search, a "
-    text += "colour one strategy."
+    text += "colour one strategy. The table: best score so far, mean over seeds with its 95 % interval."
     return lead(text) + views("progress", "Budget", panels)
+
+
+def by_count(trials: Sequence[Row]) -> str:
+    """A table: for each strategy the best score after some numbers of genotypes, mean and interval over seeds.
+
+    trials: ordered by trial and number.
+    """
+    longest = max(trial["number"] for trial in trials) + 1
+    counts = [*(count for count in COUNTS if count < longest), longest]
+    searches: dict[str, list[list[float]]] = {}
+    for _, group in groupby(trials, key=lambda trial: trial["trial"]):
+        own = list(group)
+        so_far = accumulate((-inf if trial["score"] is None else trial["score"] for trial in own), max)
+        searches.setdefault(own[0]["strategy"], []).append(list(so_far))
+    rows = []
+    for strategy, known in searches.items():
+        cells = [_spread([best[min(count, len(best)) - 1] for best in known]) for count in counts]
+        rows.append([escape(strategy), *cells])
+    return table("Best score by genotypes scored", ("Strategy", *(f"{count:,}" for count in counts)), rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean of one value a seed and, of two or more, Student's 95 % interval of the mean."""
+    if -inf in values:
+        return NONE
+    if len(values) == 1:
+        return number(values[0])
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    return f"{number(mean(values))}<small>{interval(mean(values) - half, mean(values) + half)}</small>"
 
 
 def front(told: Told) -> str:

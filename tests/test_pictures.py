@@ -3,6 +3,7 @@
 import re
 from html import unescape
 from random import Random
+from statistics import stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,3 +93,21 @@ def test_tuning_tells_what_was_tried_and_what_it_took() -> None:
         "until it had seen 1,000 or tried all",
     ):
         assert part in text
+
+
+def test_the_best_score_by_count_is_a_mean_over_seeds_with_students_interval() -> None:
+    rows = []
+    for strategy, seed, scores in (
+        ("a", 0, [0.1, None, 0.3] + [0.2] * 57),
+        ("a", 1, [0.4, 0.2, 0.3] + [0.2] * 56 + [0.7]),
+        ("b", 0, [None] * 55 + [0.5] * 5),
+    ):
+        trial = {"trial": f"{strategy}{seed}", "strategy": strategy}
+        rows += [{**trial, "number": number, "score": score} for number, score in enumerate(scores)]
+    found = search_sections.by_count(rows)
+    assert ">50</th>" in found and ">60</th>" in found and ">100</th>" not in found
+    for middle, values in ((0.35, (0.3, 0.4)), (0.5, (0.3, 0.7))):
+        half = 12.706204736 * stdev(values) / 2**0.5
+        expected = f"{middle:.4f}<small>[{middle - half:.4f}, {middle + half:.4f}]</small>"
+        assert expected.replace("-", "−") in found
+    assert f">{page.NONE}</td><td >0.5000</td>" in found, "b had no score among the first 50"

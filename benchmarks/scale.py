@@ -86,9 +86,7 @@ def tune(root: str, genotypes: int) -> None:
         if not (run.folder / stage.__name__.rpartition(".")[2]).done:
             stage.main(run)
     (run.folder / "search").clear()
-    print(
-        "| genotypes | search, s | scoring, s | overhead | driver's memory before and after, GiB |\n|---|---|---|---|---|"
-    )
+    print("| genotypes | search, s | scoring, s | overhead | driver's GiB before, after |\n|---|---|---|---|---|")
     before, started = resident(), time.monotonic()
     search.main(run)
     seconds = time.monotonic() - started

@@ -166,17 +166,22 @@ class Net(nn.Module, ABC):
 
 
 class Supernet(nn.Module):
-    """A net and the sampler that says what runs at each training step."""
+    """A net and the sampler that says what runs at each training step.
 
-    def __init__(self, net: Net, sampler: Sampler) -> None:
+    paths: how many mixes a step draws; the outputs under all of them are then one list, which the task must know to
+    take.
+    """
+
+    def __init__(self, net: Net, sampler: Sampler, paths: int = 1) -> None:
         super().__init__()
-        self.net, self.sampler = net, sampler
+        self.net, self.sampler, self.paths = net, sampler, paths
 
-    def forward(self, batch: Batch, step: int) -> tuple[Any, Mix]:
-        """The output at a training step and the mix it was computed under."""
+    def forward(self, batch: Batch, step: int) -> tuple[Any, list[Mix]]:
+        """The output at a training step and the mixes it was computed under."""
         x = self.net.embed(batch)
-        mix = self.sampler(x, step)
-        return self.net(x, mix), mix
+        mixes = [self.sampler(x, step * self.paths + place) for place in range(self.paths)]
+        outputs = [self.net(x, mix) for mix in mixes]
+        return outputs[0] if self.paths == 1 else outputs, mixes
 
 
 def embedding(columns: Sequence[Any], width: int) -> nn.ModuleDict:

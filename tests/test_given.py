@@ -137,5 +137,5 @@ def test_a_sampler_that_learns_names_a_candidate_of_each_budget(run_with: RunWit
     assert [(one["budget"], one["as"]) for one in candidates] == [
         (budget, name) for budget in run.budgets for name in (SEARCH.strategy, "nasp")
     ]
-    with pytest.raises(ValueError, match="with paths=nasp it must be 0"):
+    with pytest.raises(ValueError, match="with paths=nasp one path runs at a time"):
         replace(method, growth=0.5)

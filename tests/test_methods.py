@@ -25,7 +25,7 @@ from nascore.space import Genotype, Space
 from nascore.training import Fit
 
 TINY: Mapping[str, Mapping[str, Any]] = {
-    "autotower": {"blocks": 2, "item_blocks": 3, "embedding": 4, "width": 8, "output": 6},
+    "autotower": {"item_blocks": 3, "embedding": 4, "width": 8, "output": 6, "shared_stem": False, "towers": 2},
     "googlednn": {"size": "L", "embedding": 4, "output": 8},
     "senet": {"size": "L", "embedding": 4, "output": 8, "gate": "relu"},
     "bst": {"size": "L", "embedding": 4, "output": 8, "heads": 3, "feed_forward": 16, "pool": "pool:mean"},
@@ -183,12 +183,14 @@ def test_a_training_step_changes_exactly_the_active_weights(case: Case) -> None:
     fit = Fit(supernet, method.task(case.schema), data, plan, seed=0)
     for step in range(4):
         before = {name: value.clone() for name, value in supernet.net.named_parameters()}
-        mix = supernet.sampler(None, step)
-        genotype = {
-            name: tuple(option for option, weight in zip(decision.options, mix[name], strict=True) if weight)
-            for name, decision in case.space.decisions.items()
-        }
-        active = {name for name, _ in case.narrow(genotype).named_parameters()}
+        active = set[str]()
+        for path in range(supernet.paths):
+            mix = supernet.sampler(None, step * supernet.paths + path)
+            genotype = {
+                name: tuple(option for option, weight in zip(decision.options, mix[name], strict=True) if weight)
+                for name, decision in case.space.decisions.items()
+            }
+            active |= {name for name, _ in case.narrow(genotype).named_parameters()}
         assert fit.advance(1) > 0 and fit.step == step + 1
         now = dict(supernet.net.named_parameters())
         with_gradient = {name for name, value in now.items() if value.grad is not None}

@@ -230,10 +230,10 @@ def test_a_supernet_runs_what_its_sampler_says() -> None:
 
     net, some = drawn(Small(WIDE)), batch()
     for step in (2, 5):
-        output, mix = Supernet(net, Fixed(WIDE, 0))(some, step)
+        output, (mix,) = Supernet(net, Fixed(WIDE, 0))(some, step)
         assert mix == WIDE.mix({"width": (str(step),), "head": ("mlp:4",)})
         assert torch.equal(output, net.under(mix)(some))
-    assert Fixed(WIDE, 0).decide() is None
+    assert Fixed(WIDE, 0).decide(WIDE) is None
 
 
 def test_tables_are_xavier_with_a_zero_row_for_the_missing() -> None:

@@ -26,7 +26,7 @@ METHODS = {
     "shortcuts": BASE,
     "chain": replace(BASE, shortcuts=False),
     "authors": replace(BASE, hidden_activation="identity", positions=True, pool_dropout=0.2, rectify=True),
-    "one block": replace(BASE, blocks=1, item_blocks=4),
+    "one block": replace(BASE, blocks=1, item_blocks=4, shared_stem=False, towers=2),
 }
 LOSS = Fitness(rows=160, batch=40, calibration=200)
 

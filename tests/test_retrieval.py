@@ -85,6 +85,22 @@ def test_the_loss_equals_a_loop_of_the_equations(temperature: float, correct: bo
         assert all(torch.equal(value, state[name]) for name, value in task.state_dict().items()), "in evaluation mode"
 
 
+def test_the_loss_of_several_paths_is_the_mean_over_all_pairs_of_their_towers() -> None:
+    ids = drawn_items(2, rows=16)
+    outputs, batch = [output_and_batch(ids, seed=seed)[0] for seed in (1, 4, 9)], output_and_batch(ids)[1]
+    task, alone = Retrieval(30, 8, regularizer=0.25), Retrieval(30, 8, regularizer=0.25)
+    found = task.train().loss(outputs, batch)
+    alone.observe(batch.keys["item"].long())
+    items = ("item", "item/input", "user/input")
+    pairs = [
+        alone.eval().loss({**{name: one[name] for name in items}, "user": other["user"]}, batch)
+        for one in outputs
+        for other in outputs
+    ]
+    assert float(found) == pytest.approx(sum(map(float, pairs)) / 9, rel=1e-9)
+    assert torch.equal(task.gap, alone.gap), "the items are observed once"
+
+
 def test_the_regularizer_is_the_norms_of_both_inputs() -> None:
     ids = drawn_items(1, rows=16)
     output, batch = output_and_batch(ids)

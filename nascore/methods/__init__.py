@@ -63,6 +63,11 @@ class Method(metaclass=ABCMeta):
         """How a model is trained alone."""
 
     @property
+    def paths_per_step(self) -> int:
+        """How many paths a step of the supernet trains."""
+        return 1
+
+    @property
     def learning(self) -> Learning | None:
         """How the sampler learns, if it does."""
         return None
@@ -133,8 +138,10 @@ class Method(metaclass=ABCMeta):
         Weights hang on the seed alone.
         """
         torch.manual_seed(seed_of(seed, "weights"))
-        sampler = self.sampler(space, seed) if space.size() > 1 else Uniform(space, seed)
-        return Supernet(self.net(schema, space), sampler)
+        net = self.net(schema, space)
+        if space.size() == 1:
+            return Supernet(net, Uniform(space, seed))
+        return Supernet(net, self.sampler(space, seed), self.paths_per_step)
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         """Scores genotypes by the net's weights; an override must be faster, equal, and keep within `cache_bytes`."""

@@ -50,6 +50,8 @@ class AutoTower(Method):
         width: Width of every block's output, D_blk.
         output: Width of the towers' vectors.
         shortcuts: Whether a block sees all blocks before it or only the last.
+        shared_stem: Whether all poolings share the weights of the user tower's stem, as in the paper. What a sum and a
+            mean give differs 20-fold.
         hidden_activation: Inside MLP blocks: relu or identity.
         positions: Whether the attentive poolings have position tables and an output map.
         pool_dropout: On the attention of those poolings.
@@ -58,6 +60,7 @@ class AutoTower(Method):
         growth: Share of them over which options open one after the other; at 0 all are open from the start, as in the
             paper.
         schedule: Of the supernet's learning rate: constant, or falling to 0 as linear or cosine.
+        towers: Towers of each side that a step of the supernet trains, the loss over all their pairs.
         paths: What draws the supernet's paths: uniform, or nasp, which learns one instead.
         nasp: How that learns; its rates are those of AutoTower's public code.
         candidates: Genotypes that a search scores.
@@ -71,6 +74,7 @@ class AutoTower(Method):
     width: int = 64
     output: int = 64
     shortcuts: bool = True
+    shared_stem: bool = True
     hidden_activation: str = "relu"
     positions: bool = False
     pool_dropout: float = 0.0
@@ -78,6 +82,7 @@ class AutoTower(Method):
     steps: int = 50_000
     growth: float = 0.0
     schedule: Schedule = "constant"
+    towers: int = 1
     paths: Literal["uniform", "nasp"] = "uniform"
     nasp: Learning = Learning()
     candidates: int = 2_550
@@ -101,11 +106,11 @@ class AutoTower(Method):
     }
 
     def __post_init__(self) -> None:
-        bounded(self, blocks=1, embedding=1, width=1, output=1, growth=0, steps=1, candidates=1)
+        bounded(self, blocks=1, embedding=1, width=1, output=1, growth=0, steps=1, towers=1, candidates=1)
         if self.item_blocks == 0 or self.growth > 1:
             raise ValueError(f"AutoTower: not 1 <= item_blocks or not growth <= 1: {self.item_blocks}, {self.growth}")
-        if self.paths == "nasp" and self.growth:
-            raise ValueError("AutoTower: growth opens the options of uniform paths; with paths=nasp it must be 0")
+        if self.paths == "nasp" and (self.growth or self.towers > 1):
+            raise ValueError("AutoTower: with paths=nasp one path runs at a time: growth must be 0 and towers 1")
 
     def space(self, schema: Schema) -> Space:
         decisions = [Decision(POOL, self._pools())] if schema.history_length else []
@@ -141,7 +146,11 @@ class AutoTower(Method):
     def sampler(self, space: Space, seed: int) -> Sampler:
         if self.paths == "nasp":
             return Nasp(space, seed)
-        return Uniform(space, seed, round(self.growth * self.steps))
+        return Uniform(space, seed, round(self.growth * self.steps * self.towers))
+
+    @property
+    def paths_per_step(self) -> int:
+        return self.towers
 
     @property
     def learning(self) -> Learning | None:
@@ -214,12 +223,18 @@ def _paper_block(option: str, n: int) -> Cost:
 
 
 class _Tower(nn.Module):
-    """A stem and blocks, each block choosing one operator over what came before it; `names` are their decisions."""
+    """A stem and blocks, each block choosing one operator over what came before it; `names` are their decisions.
 
-    def __init__(self, method: AutoTower, inputs: int, options: Mapping[str, tuple[str, ...]]) -> None:
+    stems: the poolings that have a stem of their own, if they have.
+    """
+
+    def __init__(
+        self, method: AutoTower, inputs: int, options: Mapping[str, tuple[str, ...]], stems: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.shortcuts, self.names = method.shortcuts, list(options)
-        self.stem = build("linear", D=inputs, O=method.width)
+        own = {pool: build("linear", D=inputs, O=method.width) for pool in stems}
+        self.stem = Choose(own) if own else build("linear", D=inputs, O=method.width)
         self.blocks = nn.ModuleList()
         for block, specs in enumerate(options.values()):
             last = block == len(options) - 1
@@ -239,10 +254,15 @@ class _Tower(nn.Module):
         return [block for block in self.blocks if isinstance(block, Choose)]
 
     def forward(self, x_BD: Tensor, mix: Mix) -> Tensor:
-        outputs = [self.stem(x_BD)]
+        outputs = [self.start(x_BD, mix)]
         for name, block in zip(self.names, self.chooses(), strict=True):
             outputs.append(block(mix[name], self.inputs(outputs)))
         return outputs[-1]
+
+    def start(self, x_BD: Tensor, mix: Mix) -> Tensor:
+        """The stem's output. Shape (B, D)."""
+        started: Tensor = self.stem(mix[POOL], x_BD) if isinstance(self.stem, Choose) else self.stem(x_BD)
+        return started
 
     def inputs(self, outputs: list[Tensor]) -> Tensor:
         """What the next block sees. Shape (B, N, D)."""
@@ -250,7 +270,8 @@ class _Tower(nn.Module):
 
     def costs(self, side: str, mix: Mix) -> dict[str, Cost]:
         blocks = {name: block.cost(mix[name]) for name, block in zip(self.names, self.chooses(), strict=True)}
-        return {f"{side}/stem": self.stem.cost()} | blocks
+        stem = self.stem.cost(mix[POOL]) if isinstance(self.stem, Choose) else self.stem.cost()
+        return {f"{side}/stem": stem} | blocks
 
 
 class _AutoTowerNet(TwoTower):
@@ -261,7 +282,8 @@ class _AutoTowerNet(TwoTower):
         self.pool = Choose({pool: build(pool, **sizes) for pool in options.pop(POOL, ())})
         users = {name: specs for name, specs in options.items() if name.startswith("user/")}
         items = {name: specs for name, specs in options.items() if name.startswith("item/")}
-        self.user_tower = _Tower(method, self.user_width + self.history_width, users)
+        stems = () if method.shared_stem else self.pool.names
+        self.user_tower = _Tower(method, self.user_width + self.history_width, users, stems)
         self.item_tower = _Tower(method, self.item_width, items)
 
     def user_input(self, x: Inputs, mix: Mix) -> Tensor:
@@ -278,10 +300,10 @@ class _AutoTowerNet(TwoTower):
 
         def user_stem(data: Data, user: Tensor, before: Tensor, pool: str) -> Tensor:
             mix = {POOL: tuple(float(pool == option) for option in self.pool.names)}
-            return self.user_tower.stem(self.user_input(self.embed(data.user_batch(user, before)), mix))
+            return self.user_tower.start(self.user_input(self.embed(data.user_batch(user, before)), mix), mix)
 
         def item_stem(data: Data, item: Tensor, nothing: Tensor, none: str) -> Tensor:
-            return self.item_tower.stem(self.embed(data.item_batch(item))["item"])
+            return self.item_tower.start(self.embed(data.item_batch(item))["item"], {})
 
         first, user, item = POOL if POOL in self.space.decisions else "", self.user_tower, self.item_tower
         return (

@@ -4,7 +4,7 @@ The loss is AutoTower's eq. 4-6; the sampling correction is the streaming freque
 the constants of AutoTower's public code.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isqrt
 
 import numpy as np
@@ -17,6 +17,7 @@ from nascore.rows import Data
 from nascore.schema import Batch
 from nascore.tasks import Model, Scores, Task
 
+Output = Mapping[str, Tensor]
 CELLS = 1 << 20  # preferences ranked at a time: what a CPU's cache holds; an accelerator takes 16 times as many
 
 
@@ -62,31 +63,40 @@ class Retrieval(Task):
     def metrics(self) -> tuple[str, ...]:
         return tuple(f"{metric}@{k}" for k in self.ks for metric in ("recall", "hit", "ndcg"))
 
-    def loss(self, output: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """This rank's rows against the items of the joined batch, over the joined batch's rows."""
+    def loss(self, output: Output | Sequence[Output], batch: Batch) -> Tensor:
+        """This rank's rows against the items of the joined batch, over the joined batch's rows.
+
+        Of several paths' outputs it is the mean over all pairs of one's users and another's items.
+        """
+        paths = [output] if isinstance(output, Mapping) else output
         item_J = group.joined(batch.keys["item"].long())
-        vectors_JO = group.joined(output["item"])
         if self.training and self.correct:
             self.observe(item_J)
         first = group.rank() * len(batch)
-        losses_B = self.losses(output["user"], vectors_JO, item_J, first)
-        share = losses_B.sum() / len(item_J)
+        user_NO = torch.cat([one["user"] for one in paths])
+        share = user_NO.new_zeros(())
+        for one in paths:
+            losses_N = self.losses(user_NO, group.joined(one["item"]), item_J, first, rows=len(batch))
+            share = share + losses_N.sum() / (len(item_J) * len(paths) ** 2)
         if self.regularizer:
-            squares = torch.stack([output[f"{side}/input"].square().sum() for side in ("user", "item")])
-            share = share + self.regularizer * group.total(squares).sqrt().sum() / group.size()
+            sides = [one[f"{side}/input"].square().sum() for one in paths for side in ("user", "item")]
+            norms = group.total(torch.stack(sides)).sqrt().sum()
+            share = share + self.regularizer * norms / (group.size() * len(paths))
         return share
 
     def validation_loss(self, output: Mapping[str, Tensor], batch: Batch, plain: bool = False) -> Tensor:
         return self.losses(output["user"], output["item"], batch.keys["item"].long(), plain=plain).mean()
 
-    def losses(self, user_BO: Tensor, item_JO: Tensor, item_J: Tensor, first: int = 0, plain: bool = False) -> Tensor:
+    def losses(
+        self, user_BO: Tensor, item_JO: Tensor, item_J: Tensor, first: int = 0, plain: bool = False, rows: int = 0
+    ) -> Tensor:
         """Cross-entropy of each user, whose own item stands at `first` + its place, against J items. Shape (B,).
 
-        plain: at temperature 1 and without correction.
+        plain: at temperature 1 and without correction. rows: after how many users the places begin anew.
         """
-        own_B = torch.arange(first, first + len(user_BO), device=user_BO.device)
+        own_B = first + torch.arange(len(user_BO), device=user_BO.device) % (rows or len(user_BO))
         if user_BO.dim() == 3:
-            user_BO = nearest(user_BO, item_JO[first : first + len(user_BO)])
+            user_BO = nearest(user_BO, item_JO[own_B])
         return functional.cross_entropy(self.logits(user_BO, item_JO, item_J, plain), own_B, reduction="none")
 
     def logits(self, user_BO: Tensor, item_JO: Tensor, item_J: Tensor, plain: bool = False) -> Tensor:

@@ -183,7 +183,10 @@ def from_json(known: Mapping[str, Any]) -> Method:
 def _replaced(settings: Any, path: Sequence[str], value: str) -> Any:
     """A dataclass with another value, of the type of the one that it has, at a path of fields."""
     own = getattr(settings, path[0])
-    return replace(settings, **{path[0]: _replaced(own, path[1:], value) if len(path) > 1 else type(own)(value)})
+    if len(path) > 1:
+        return replace(settings, **{path[0]: _replaced(own, path[1:], value)})
+    known = {"true": True, "false": False}[value.lower()] if isinstance(own, bool) else type(own)(value)
+    return replace(settings, **{path[0]: known})
 
 
 def _restored(kind: type[Any], known: Mapping[str, Any]) -> Any:

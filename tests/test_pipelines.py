@@ -17,7 +17,7 @@ from nascore.methods.autotower import AutoTower
 from nascore.methods.ease import EASE
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
-from nascore.training import Fitness
+from nascore.training import Fitness, Learning
 from nascore.two_tower import Training
 from pipelines import __main__ as command
 from pipelines.autotower import autotower
@@ -78,6 +78,11 @@ def test_every_option_reaches_the_run() -> None:
         "--strategies=[evolution:population=20,random]",
         "--budgets=[L,'macs=3e5,user/params=1e5']",
         "--keep=2",
+        "--front=true",
+        '--given={"user/0": ["mlp:64"]}',
+        "--method.paths=nasp",
+        "--method.nasp.every=4",
+        "--method.shared_stem=false",
         "--seeds=[7]",
         "--diagnosis.genotypes=5",
         "--workers.train=2",
@@ -86,7 +91,8 @@ def test_every_option_reaches_the_run() -> None:
     )
     training = Training(learning_rate=3e-3)
     fitness = Fitness("recall@50")
-    ours = AutoTower(blocks=3, item_blocks=2, shortcuts=False, fitness=fitness, training=training)
+    sizes: dict[str, Any] = {"blocks": 3, "item_blocks": 2, "shortcuts": False, "shared_stem": False}
+    ours = AutoTower(**sizes, paths="nasp", nasp=Learning(every=4), fitness=fitness, training=training)
     assert run == Run(
         root="/tmp/r",
         dataset="parquet",
@@ -97,6 +103,8 @@ def test_every_option_reaches_the_run() -> None:
         strategies=("evolution:population=20", "random"),
         budgets=("L", "macs=3e5,user/params=1e5"),
         keep=2,
+        front=True,
+        given=({"user/0": ("mlp:64",)},),
         seeds=(7,),
         diagnosis=Diagnosis(genotypes=5),
         workers=Workers(train=2, data="streaming"),

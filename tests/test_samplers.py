@@ -152,3 +152,15 @@ def test_the_likeliest_member_loses_least_for_keeping_the_limits() -> None:
     assert likeliest_within(3) == ["small", "small", "small"]
     with pytest.raises(Infeasible, match="0.5 over"):
         likeliest_within(2)
+
+
+def test_an_anchor_runs_every_so_manyth_step() -> None:
+    plain, anchored = Uniform(SPACE, 3, growth=20), Uniform(SPACE, 3, growth=20, anchor=4)
+    first = member(anchored(None, 0))
+    assert first in SPACE and first["a"] == (anchored.order["a"][0],)
+    for step in range(40):
+        if step % 4:
+            assert anchored(None, step) == plain(None, step)
+        else:
+            assert member(anchored(None, step)) == first
+    assert member(Uniform(SPACE, 4, anchor=1)(None, 0)) != first

@@ -61,6 +61,7 @@ class AutoTower(Method):
             paper.
         schedule: Of the supernet's learning rate: constant, or falling to 0 as linear or cosine.
         towers: Towers of each side that a step of the supernet trains, the loss over all their pairs.
+        anchor: Whether one of them is always the same, for all others to agree with.
         paths: What draws the supernet's paths: uniform, or nasp, which learns one instead.
         nasp: How that learns; its rates are those of AutoTower's public code.
         candidates: Genotypes that a search scores.
@@ -83,6 +84,7 @@ class AutoTower(Method):
     growth: float = 0.0
     schedule: Schedule = "constant"
     towers: int = 1
+    anchor: bool = False
     paths: Literal["uniform", "nasp"] = "uniform"
     nasp: Learning = Learning()
     candidates: int = 2_550
@@ -109,6 +111,8 @@ class AutoTower(Method):
         bounded(self, blocks=1, embedding=1, width=1, output=1, growth=0, steps=1, towers=1, candidates=1)
         if self.item_blocks == 0 or self.growth > 1:
             raise ValueError(f"AutoTower: not 1 <= item_blocks or not growth <= 1: {self.item_blocks}, {self.growth}")
+        if self.anchor and self.towers < 2:
+            raise ValueError("AutoTower: an anchor needs other towers beside it in a step: towers must be 2 or more")
         if self.paths == "nasp" and (self.growth or self.towers > 1):
             raise ValueError("AutoTower: with paths=nasp one path runs at a time: growth must be 0 and towers 1")
 
@@ -146,7 +150,7 @@ class AutoTower(Method):
     def sampler(self, space: Space, seed: int) -> Sampler:
         if self.paths == "nasp":
             return Nasp(space, seed)
-        return Uniform(space, seed, round(self.growth * self.steps * self.towers))
+        return Uniform(space, seed, round(self.growth * self.steps * self.towers), self.towers * self.anchor)
 
     @property
     def paths_per_step(self) -> int:

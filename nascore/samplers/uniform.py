@@ -1,33 +1,43 @@
 """One path a step, every option equally likely (AutoTower, Algorithm 1; after SPOS, Guo et al., 2020).
 
-Options may also open one after the other, which is ours: what joins later learns to work with what is there. Where all
-begin at once, options that meet only now and then take long to agree on what their outputs mean (docs/ranking.md).
+Options that meet only now and then take long to agree on what their outputs mean (docs/ranking.md). Two remedies are
+ours: options that open one after the other, so that what joins later learns to work with what is there, and an anchor,
+one path that runs again and again for the others to agree with.
 """
 
+from functools import cached_property
 from random import Random
 from typing import Any
 
-from nascore.samplers import Sampler
-from nascore.space import Decision, Mix, Space
+from nascore.samplers import Sampler, likeliest
+from nascore.space import Decision, Genotype, Mix, Space
 
 
 class Uniform(Sampler):
     """A member drawn uniformly at each step; over the first `growth` steps only among the options that are open.
 
-    Each decision opens its options in a random order of its own, evenly over those steps.
+    Each decision opens its options in a random order of its own, evenly over those steps. anchor: unless 0, every so
+    manyth step runs the first options of all.
     """
 
-    def __init__(self, space: Space, seed: int, growth: int = 0) -> None:
+    def __init__(self, space: Space, seed: int, growth: int = 0, anchor: int = 0) -> None:
         super().__init__(space, seed)
-        self.growth = growth
+        self.growth, self.anchor = growth, anchor
         self.order = {
             name: Random(f"growth/{seed}/{name}").sample(decision.options, len(decision.options))
             for name, decision in space.decisions.items()
         }
 
     def forward(self, x: Any, step: int) -> Mix:
+        if self.anchor and step % self.anchor == 0:
+            return self.space.mix(self.anchored)
         space = self.opened(step) if step < self.growth else self.space
         return self.space.mix(space.sample(Random(f"uniform/{self.seed}/{step}")))
+
+    @cached_property
+    def anchored(self) -> Genotype:
+        """The member that the anchor is: the first options in each decision's order, repaired where it is none."""
+        return likeliest(self.space, lambda name, choice: -sum(self.order[name].index(option) for option in choice))
 
     def opened(self, step: int) -> Space:
         """The members all of whose options are open at a step."""

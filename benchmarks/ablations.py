@@ -1,8 +1,9 @@
 """`python -m benchmarks.ablations shortcuts --root runs/ablations …`: a run for each value of one setting.
 
-What follows the name and `--root` are options of `python -m pipelines autotower`; runs that are finished are not
-repeated. The table shows what each run found, retrained and tested. Transfer of found architectures to other data
-(AutoTower, Table 9) is a run with `--given` and the folder of another run.
+What follows the name and `--root` are options of `python -m pipelines autotower`; nothing is tuned, as that could undo
+what was set, unless they ask for it. Runs that are finished are not repeated. The table shows what each run found,
+retrained and tested. Transfer of found architectures to other data (AutoTower, Table 9) is a run with `--given` and the
+folder of another run.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def main() -> int:
     for value in asked.values or values:
         root = f"{asked.root}/{asked.what}-{''.join(letter for letter in value if letter.isalnum() or letter in '.-')}"
         try:
-            run = parse("autotower", [*options, f"--{option}={value}", f"--root={root}"])
+            run = parse("autotower", ["--tuning.configurations=0", *options, f"--{option}={value}", f"--root={root}"])
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

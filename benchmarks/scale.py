@@ -1,8 +1,8 @@
 """`python -m benchmarks.scale [--part memory tune]`: what grows with rows and with genotypes, as markdown tables.
 
-memory: peak resident memory and steps a second of a supernet's training from streamed parquet, on logs of 1, 5 and 20
-million rows, each in a process of its own. tune: a whole search of cheap genotypes through Ray Tune: how much longer it
-takes than its scoring, and what the driver's memory does.
+memory: peak resident memory and CPU seconds a step of a supernet's training from streamed parquet, on logs of 1, 5 and
+20 million rows, each in a process of its own. tune: a whole search of cheap genotypes through Ray Tune: how much longer
+it takes than its scoring, and what the driver's memory does.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from nascore.training import Fitness
 from nascore.two_tower import Training
 
 MILLION = 1_000_209
-STEPS = 300
+STEPS = 1_500  # several windows of rows
 PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 PREPARE = f"""\
 import sys
@@ -49,7 +49,7 @@ print((time.process_time() - started) / {STEPS})
 
 def apart(code: str, root: str) -> list[float]:
     """The numbers that a process of its own prints."""
-    done = subprocess.run([sys.executable, "-c", code, root], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, root], check=True, stdout=subprocess.PIPE, text=True)
     return [float(line) for line in done.stdout.split()]
 
 
@@ -111,7 +111,7 @@ def main() -> None:
     environment()
     parts: dict[str, Callable[[], None]] = {
         "memory": lambda: memory(asked.root, asked.millions),
-        "tune": lambda: tune(f"{asked.root}/tune", asked.genotypes),
+        "tune": lambda: tune(f"{asked.root}/tune-{asked.genotypes}", asked.genotypes),
     }
     for name in asked.part:
         parts[name]()

@@ -105,7 +105,8 @@ def compare(run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]
             )
     for one in (contender for contender in contenders if contender.role == "found"):
         for other in contenders:
-            if other.model_id != one.model_id:
+            plain = {one.strategy, other.strategy} <= {"", *run.strategies}
+            if other.model_id != one.model_id and (plain or other.role == "baseline"):
                 a, b = (_matrices(scores[c.model_id])[headline].mean(0) for c in (one, other))
                 paired.append({"a": one.label, "b": other.label, "metric": headline, **against(a, b)})
     diagnosis = (run.folder / "diagnose").read_json("diagnose.json") if (run.folder / "diagnose").done else {}

@@ -212,7 +212,7 @@ def training(told: Told) -> str:
     if told.losses:
         last = told.losses[-1]
         content += lead(
-            f"{last['step']:,} steps in {duration(last['seconds'])}; the loss is that of each step's own path."
+            f"{last['step']:,} steps in {duration(last['seconds'])}; the loss is that of each step's own paths."
         )
         content += pictures.losses(told.losses)
     else:

@@ -27,7 +27,7 @@ from nascore.rows import Data, Mode
 from nascore.schema import Schema
 from nascore.space import Genotype, Space, key, parse
 
-# Threads that spin while they wait starve other workers. Freed tensors are kept, as the system clears every page anew.
+# Threads that spin while they wait starve other workers. Workers keep freed tensors: the system clears each page anew.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -152,9 +152,9 @@ class Run:
     """methods[0] is searched under each budget by each strategy with each seed; the others are its rivals.
 
     keep: candidates retrained for each budget and strategy. front: whether all are retrained and tested that no other
-    genotype of the same search beats at as few MACs. first: genotypes that every search begins with. given: genotypes
-    that are retrained and tested beside what is found. refit: whether what is tested is trained once more, on train and
-    valid rows together, for its best number of epochs.
+    genotype of the same strategy and budget beats at as few MACs. first: genotypes that every search begins with.
+    given: genotypes that are retrained and tested beside what is found. refit: whether what is tested is trained once
+    more, on train and valid rows together, for its best number of epochs.
     """
 
     root: str
@@ -215,8 +215,10 @@ class Run:
                 raise ValueError(f"no stage {stage!r}; there are: {', '.join(STAGES)}")
         if self.stages[:1] != STAGES[:1] and not (self.folder / STAGES[0]).done:
             raise ValueError(f"--stages begins with {STAGES[0]} where the run holds no prepared data yet")
+        without = ("strategies",) if self.given or self.method.learning else ()
         for name in ("methods", "strategies", "budgets", "seeds"):
-            if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
+            known = getattr(self, name)
+            if len(set(known)) != len(known) or not (known or name in without):
                 asked = "rivals" if name == "methods" else name
                 raise ValueError(f"--{asked} needs one or more, each once; not {list(getattr(self, name))}")
 

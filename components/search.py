@@ -53,11 +53,11 @@ class Search:
 
 def main(run: Run) -> None:
     """Run all searches that are not done, then write `trials.parquet`, `candidates.json` and `front.json`."""
+    run.check_prepared()
     searches = [Search(s, b, seed) for b in run.budgets for s in run.strategies for seed in run.seeds]
-    searches += [Search(GIVEN, b, run.seeds[0]) for b in run.budgets if given(run, b)]
+    searches += [Search(GIVEN, b, run.seeds[0]) for b in run.budgets if unsearched(run, b)]
     if len({search.id for search in searches}) < len(searches):
         raise ValueError(f"a strategy, budget or seed is named twice: {', '.join(search.id for search in searches)}")
-    run.check_prepared()
     with run.stage("search", resumes=True) as folder, watching("search") as board:
         left = [search for search in searches if not (folder / search.id).done]
         if left:
@@ -71,7 +71,8 @@ def main(run: Run) -> None:
 def _tune(run: Run, searches: Sequence[Search], board: Any) -> None:
     """Run the searches as one Tune experiment on node-local scratch; the run folder is their only state."""
     places = places_for(run)
-    pool = run.workers.evaluators or max(1, places // len(searches))
+    long = sum(search.strategy != GIVEN for search in searches)
+    pool = run.workers.evaluators or max(1, places // max(1, long))
     fits(run, pool)
     bundle = {"CPU": run.workers.cpus - SHARE, **({"GPU": run.workers.gpus} if run.workers.gpus else {})}
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -114,14 +115,15 @@ def continue_search(run: Run, search: Search, score: Score, tell: Any = lambda n
     space, price = run.members(search.budget), method.price(run.schema)
     strategy: Strategy
     if search.strategy == GIVEN:
-        strategy = Given(space, search.seed, list(given(run, search.budget).values()))
+        strategy = Given(space, search.seed, list(unsearched(run, search.budget).values()))
     else:
         strategy = plugins.build("strategies", search.strategy, space, search.seed, run.first)
     for name in folder.names("generation-*.parquet"):
         retell(strategy, folder.read_table(name), name)
-    while len(strategy.told) < method.candidates:
-        tell(_news(strategy, method.candidates))
-        asked = strategy.ask()[: method.candidates - len(strategy.told)]
+    most = len(strategy.first) if search.strategy == GIVEN else method.candidates
+    while len(strategy.told) < most:
+        tell(_news(strategy, most))
+        asked = strategy.ask()[: most - len(strategy.told)]
         if not asked:
             break
         started = time.monotonic()
@@ -132,11 +134,11 @@ def continue_search(run: Run, search: Search, score: Score, tell: Any = lambda n
         folder.write_table(f"generation-{strategy.tellings:05d}.parquet", table)
         strategy.tell(trials)
     best = strategy.best(1)
-    if not best:
+    if not best and search.strategy != GIVEN:
         raise FloatingPointError(f"search {search.id}: none of {len(strategy.told)} genotypes has a finite score")
     tell(_news(strategy, len(strategy.told)))
     folder.write_json("done.json", {"scored": len(strategy.told)})
-    return best[0].score or 0.0
+    return (best[0].score or 0.0) if best else -math.inf
 
 
 class Given(Strategy):
@@ -146,10 +148,14 @@ class Given(Strategy):
         return [genotype for genotype in self.first if key(genotype) not in self.known]
 
 
-def given(run: Run, budget: str) -> Mapping[str, Genotype]:
-    """What is retrained under a budget without a search: what the run was given, and what a sampler has learned."""
+def unsearched(run: Run, budget: str) -> Mapping[str, Genotype]:
+    """What is retrained without a search: what a sampler has learned, and what the run was given.
+
+    The latter under the first budget that holds it.
+    """
     space = run.members(budget)
-    named = {f"given {place + 1}": genotype for place, genotype in enumerate(run.given) if genotype in space}
+    earlier = [run.members(other) for other in run.budgets[: run.budgets.index(budget)]]
+    named: dict[str, Genotype] = {}
     if run.method.learning:
         sampler = run.method.sampler(run.method.space(run.schema), run.seeds[0])
         weights = run.checkpoint().read_tensors("weights.safetensors")
@@ -157,6 +163,9 @@ def given(run: Run, budget: str) -> Mapping[str, Genotype]:
         decided = sampler.decide(space)
         if decided is not None:
             named[type(sampler).__module__.rpartition(".")[2]] = decided
+    for place, genotype in enumerate(run.given):
+        if genotype in space and not any(genotype in other for other in earlier):
+            named[f"given {place + 1}"] = genotype
     return named
 
 
@@ -270,16 +279,21 @@ def write_results(run: Run, folder: Folder, searches: Sequence[Search]) -> None:
     rows.sort(key=lambda row: (-row["score"], row["macs"], row["genotype"]))
     kept = list[tuple[str, dict[str, Any]]]()
     for budget in run.budgets:
+        scored = {row["genotype"]: row for row in rows if row["budget"] == budget and row["strategy"] == GIVEN}
+        named = unsearched(run, budget)
+        for name, genotype in named.items():
+            if key(genotype) not in scored:
+                print(f"  {name} has no finite score under {budget} and is left out: {key(genotype)}", flush=True)
+        beside = [(name, scored[key(genotype)]) for name, genotype in named.items() if key(genotype) in scored]
+        kept += [(name, row) for name, row in beside if not name.startswith(GIVEN)]
         for strategy in run.strategies:
             own = [row for row in rows if row["budget"] == budget and row["strategy"] == strategy]
             kept += [(strategy, row) for row in list({row["model_id"]: row for row in own}.values())[: run.keep]]
             if run.front:
-                kept += [(f"{strategy}, front at {row['macs']:,.0f} MACs", row) for row in front(own)]
-        scored = {row["genotype"]: row for row in rows if row["budget"] == budget and row["strategy"] == GIVEN}
-        for name, genotype in given(run, budget).items():
-            if key(genotype) not in scored:
-                raise FloatingPointError(f"{name} has no finite score under {budget}: {key(genotype)}")
-            kept.append((name, scored[key(genotype)]))
+                kept += [(f"{strategy}, front {place + 1}", row) for place, row in enumerate(front(own))]
+        kept += [(name, row) for name, row in beside if name.startswith(GIVEN)]
+    if not (kept or run.strategies):
+        raise FloatingPointError("nothing that was given has a finite score; train the supernet for longer")
     folder.write_table("trials.parquet", trials)
     folder.write_json("candidates.json", [{**_candidate(row), "as": name} for name, row in kept])
     folder.write_json("front.json", [_candidate(row) for row in front(rows)])

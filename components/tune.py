@@ -1,8 +1,9 @@
 """Hyper-parameters of every method, ours and rivals alike, by real trainings judged on the validation split.
 
 Of each method's `tunables` the default is tried first, then others in a random order. Ours is tuned once a budget, with
-the best candidate that the search found there. The budget is training examples seen: a rival may try as long as it has
-seen fewer than our supernet, our search and our own tuning used together, and at most `configurations` in any case.
+the best candidate that the search found there, and settings that keep all its candidates within the budget. What may be
+used is training examples seen: a rival may try as long as it has seen fewer than our supernet, our search and our own
+tuning used together, and at most `configurations` in any case.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,9 @@ def main(run: Run) -> None:
     run.check_prepared()
     with run.stage("tune", resumes=True) as folder:
         wanted = run.tuning.configurations
-        spent = {"supernet": run.method.train.steps * run.method.train.batch, "search": calibrated(run), "tuning": 0}
+        plan, learning = run.method.train, run.method.learning
+        steps = plan.steps + (plan.steps // learning.every if learning else 0)
+        spent = {"supernet": steps * plan.batch, "search": calibrated(run), "tuning": 0}
         done: list[Tuning] = []
         if wanted:
             done = ours(run, wanted)
@@ -70,13 +73,17 @@ def ours(run: Run, wanted: int) -> list[Tuning]:
     """The searched method with the best candidate of each budget; settings that break the budget are left out."""
     tunings, candidates = [], (run.folder / "search").read_json("candidates.json")
     for budget in run.budgets:
-        best = max((one for one in candidates if one["budget"] == budget), key=lambda one: one["score"])
-        genotype, limits = parse(best["genotype"]), run.method.limits(budget)
-        left = [
-            one
-            for one in configurations(run.method)
-            if Budget(limits, run.method.tuned(one).price(run.schema)).excess(genotype) <= 0
-        ]
+        own = [one for one in candidates if one["budget"] == budget]
+        found = [one for one in own if one["strategy"] in run.strategies] or own
+        if not found:
+            continue
+        best, limits = max(found, key=lambda one: one["score"]), run.method.limits(budget)
+        genotype, every = parse(best["genotype"]), [parse(one["genotype"]) for one in own]
+        left = []
+        for one in configurations(run.method):
+            kept = Budget(limits, run.method.tuned(one).price(run.schema))
+            if all(kept.excess(each) <= 0 for each in every):
+                left.append(one)
         tunings.append(Tuning(budget, f"{run.method.label} {budget}", run.method, genotype, left[:wanted]))
     return tunings
 

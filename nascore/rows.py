@@ -137,7 +137,8 @@ class Data:
         if size % self.world:
             raise ValueError(f"a batch of {size} rows cannot be shared equally by {self.world} workers")
         if not self._own_rows():
-            raise ValueError(f"{self.world} workers are too many for {len(self.groups)} row groups of {self.rows} rows")
+            there = f"{len(self.groups)} row groups of {self.rows} rows in the {self.split} split"
+            raise ValueError(f"{self.world} workers are too many for {there}")
         return min(size // self.world, self._own_rows())
 
     def _resident(self, share: int, steps: int, done: int, seed: int, epoch: int) -> Iterator[Batch]:

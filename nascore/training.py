@@ -1,6 +1,7 @@
 """Training and scoring: gradient steps that can stop anywhere, early stopping, recalibration, and the plain scorer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from math import cos, inf, nan, pi
@@ -109,8 +110,10 @@ class Fit:
         if supernet.sampler.learns:
             if learning is None or held is None:
                 raise ValueError(f"{type(supernet.sampler).__name__} learns: it needs settings and rows to learn from")
+            held.steps_per_epoch(plan.batch)  # raises now where there are too few rows for every rank
             learned: dict[Tensor, str] = {one: name for name, one in supernet.sampler.named_parameters()}
-            learner = torch.optim.Adam(learned, learning.learning_rate, weight_decay=learning.weight_decay)
+            rate, decay = learning.learning_rate, learning.weight_decay
+            learner = torch.optim.Adam(learned, rate, weight_decay=decay, fused=True)
             self.optimizers["learner"] = learner, learned
 
     def advance(self, steps: int) -> float:
@@ -151,9 +154,10 @@ class Fit:
             self.lessons = self.held.batches(self.plan.batch, seed_of(self.seed, "held rows"), taken - 1)
         batch, net, sampler = next(self.lessons), self.supernet.net, self.supernet.sampler
         learner, learned = self.optimizers["learner"]
-        x = net.embed(batch)
-        loss = self.task.eval().loss(net(x, sampler.relaxed(x, self.step - 1)), batch)
-        self.task.train()
+        x, task = net.embed(batch), self.task.eval()
+        with momentum(net, 0.0):
+            loss = task.loss(net(x, sampler.relaxed(x, self.step - 1)), batch)
+        task.train()
         for parameter, gradient in zip(learned, torch.autograd.grad(loss, list(learned)), strict=True):
             parameter.grad = gradient
         group.exchange_gradients(learned)
@@ -271,17 +275,28 @@ class Fitness:
         return -sum(losses) / len(losses)
 
 
+@contextmanager
+def momentum(net: Net, value: float) -> Iterator[list[BatchNorm]]:
+    """The batch norms of a net, whose moments follow a batch by `value` for a while."""
+    norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = value
+    try:
+        yield norms
+    finally:
+        for norm, own in zip(norms, before, strict=True):
+            norm.momentum = own
+
+
 @torch.no_grad()
 def recalibrate(net: Net, mix: Mix, batch: Batch) -> None:
     """Set the moments of every batch norm on the path to those of one batch, layer after layer."""
-    norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
     net.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    net(net.embed(batch), mix)
-    for norm in norms:
-        norm.momentum = 0.1
+    with momentum(net, 1.0) as norms:
+        for norm in norms:
+            norm.train()
+        net(net.embed(batch), mix)
     net.eval()
 
 

@@ -29,8 +29,10 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         run = parse(arguments[0], arguments[1:])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if (why := import_module("components.run").told(error)) is None:
+            raise
+        print(f"error: {why}", file=sys.stderr)
         return 2
     return execute(run)
 

@@ -13,8 +13,9 @@ from components import supernet, workers
 from components.evaluate import contenders
 from components.finalists import finalists, genotypes
 from components.run import Run
-from components.search import GIVEN, Search, continue_search, front, given, write_results
+from components.search import GIVEN, Search, continue_search, front, unsearched, write_results
 from components.supernet import continue_training
+from components.tune import ours
 from nascore.methods.autotower import AutoTower
 from nascore.rows import seed_of
 from nascore.space import Genotype, key, parse
@@ -71,14 +72,27 @@ def test_given_genotypes_are_scored_apart_and_compared_each_by_itself(run_with: 
         SEARCH.strategy,
         *(f"given {n}" for n in (1, 2, 3)),
     ]
-    with pytest.raises(FloatingPointError, match="given 2 has no finite score under macs=30000"):
-        failed = run_with(METHOD, given=tuple(some), **settings)
-        searched(
-            failed,
-            SEARCH,
-            Search(GIVEN, SEARCH.budget, 0),
-            score=lambda asked: [None if genotype == some[1] else 0.5 for genotype in asked],
-        )
+    assert [one.genotype for one in ours(run, 9)] == [parse(candidates[0]["genotype"])], "the best that was searched"
+
+
+def test_given_genotypes_need_no_search_and_may_fail(run_with: RunWith, capsys: pytest.CaptureFixture[str]) -> None:
+    some = drawn(run_with(METHOD), 4)
+    method = replace(METHOD, candidates=2)
+    run = run_with(method, given=tuple(some), strategies=(), budgets=(SEARCH.budget, "macs=1e9"))
+    run.check()
+    searches = [Search(GIVEN, SEARCH.budget, 0)]
+    assert not unsearched(run, "macs=1e9"), "each under the first budget that holds it"
+
+    def fails(asked: Sequence[Genotype]) -> list[float | None]:
+        return [None if genotype == some[1] else 0.5 for genotype in asked]
+
+    assert [one["as"] for one in searched(run, *searches, score=fails)] == ["given 1", "given 3", "given 4"]
+    assert "given 2 has no finite score under macs=30000 and is left out" in capsys.readouterr().out
+    assert [one.of for one in ours(run, 9)] == [SEARCH.budget]
+    with pytest.raises(FloatingPointError, match="nothing that was given has a finite score"):
+        searched(run_with(method, given=tuple(some), strategies=()), Search(GIVEN, "M", 0), score=lambda g: [None] * 4)
+    with pytest.raises(ValueError, match="--strategies needs one or more"):
+        run_with(METHOD, strategies=()).check()
 
 
 def test_what_no_budget_allows_is_refused(run_with: RunWith) -> None:
@@ -117,8 +131,7 @@ def test_a_whole_front_is_retrained_and_compared(run_with: RunWith) -> None:
     best = front(sorted(rows, key=lambda row: -row["score"]))
     assert len(best) > 1 and [one["model_id"] for one in candidates[1:]] == [one["model_id"] for one in best]
     assert candidates[0]["score"] == best[-1]["score"] and candidates[0]["as"] == search.strategy
-    for one in candidates[1:]:
-        assert one["as"] == f"{search.strategy}, front at {one['macs']:,.0f} MACs"
+    assert [one["as"] for one in candidates[1:]] == [f"{search.strategy}, front {n + 1}" for n in range(len(best))]
     assert len({one["as"] for one in candidates}) == len(candidates)
 
 
@@ -130,12 +143,12 @@ def test_a_sampler_that_learns_names_a_candidate_of_each_budget(run_with: RunWit
     strength = whole["supernet.sampler.strength"]
     assert strength.min() >= 0 and strength.max() <= 1 and torch.unique(strength).numel() > 20
     for budget in run.budgets:
-        (name, decided), *others = given(run, budget).items()
+        (name, decided), *others = unsearched(run, budget).items()
         assert name == "nasp" and decided in run.members(budget) and not others
     searches = [Search(s, b, 0) for b in run.budgets for s in (SEARCH.strategy, GIVEN)]
     candidates = searched(run, *searches)
     assert [(one["budget"], one["as"]) for one in candidates] == [
-        (budget, name) for budget in run.budgets for name in (SEARCH.strategy, "nasp")
+        (budget, name) for budget in run.budgets for name in ("nasp", SEARCH.strategy)
     ]
-    with pytest.raises(ValueError, match="with paths=nasp one path runs at a time"):
+    with pytest.raises(ValueError, match="paths=nasp learns one path"):
         replace(method, growth=0.5)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nascore import plugins
 from nascore.cost import Cost
 from nascore.ops import Elastic, Live, Op, build, inputs_of
+from nascore.ops.mlp import Mlp
 
 SPECS = [spec for name in plugins.names("ops") for spec in plugins.load("ops", name).examples]
 HISTORY = [spec for spec in SPECS if "BT" in inputs_of(plugins.load("ops", spec.partition(":")[0]).signature)]
@@ -363,3 +364,16 @@ def test_norm_counts_live_positions_only_and_equals_a_loop() -> None:
             scale, shift = op.weight[live].tolist(), op.bias[live].tolist()
             rows.append([(v - mean) / deviation * s + b for v, s, b in zip(row, scale, shift, strict=True)])
         assert_equals_loop(op(x[..., live], {"D": live}).flatten(0, 1), rows)
+
+
+def test_maps_without_activation_are_merged_where_that_is_less_work() -> None:
+    op = build("mlp:256,activation=identity", N=3, D=8, O=8)
+    assert isinstance(op, Mlp) and op._merges(64) and not op._merges(1) and not op._merges(6)
+    x = torch.randn(64, 3, 8)
+    torch.testing.assert_close(op(x), op.align(op.widen(x.flatten(1))), rtol=0, atol=1e-5)
+    op(x).square().sum().backward()
+    merged = [parameter.grad.clone() for parameter in op.parameters() if parameter.grad is not None]
+    op.zero_grad()
+    op.align(op.widen(x.flatten(1))).square().sum().backward()
+    for one, parameter in zip(merged, op.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-4)

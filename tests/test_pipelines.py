@@ -82,7 +82,6 @@ def test_every_option_reaches_the_run() -> None:
         '--given={"user/0": ["mlp:64"]}',
         "--method.paths=nasp",
         "--method.nasp.every=4",
-        "--method.shared_stem=false",
         "--seeds=[7]",
         "--diagnosis.genotypes=5",
         "--workers.train=2",
@@ -91,7 +90,7 @@ def test_every_option_reaches_the_run() -> None:
     )
     training = Training(learning_rate=3e-3)
     fitness = Fitness("recall@50")
-    sizes: dict[str, Any] = {"blocks": 3, "item_blocks": 2, "shortcuts": False, "shared_stem": False}
+    sizes: dict[str, Any] = {"blocks": 3, "item_blocks": 2, "shortcuts": False}
     ours = AutoTower(**sizes, paths="nasp", nasp=Learning(every=4), fitness=fitness, training=training)
     assert run == Run(
         root="/tmp/r",
@@ -111,6 +110,8 @@ def test_every_option_reaches_the_run() -> None:
         stages=("prepare", "supernet"),
     )
     assert parsed("--rivals=[]").methods == (AutoTower(),)
+    aligned = parsed("--method.shared_stem=false", "--method.towers=2", "--method.anchor=true").method
+    assert aligned == AutoTower(shared_stem=False, towers=2, anchor=True)
     one = parsed("--budgets", "macs=3e5,params=1e5", "--strategies=random:batch=5", "--seeds", "7", "--rivals=ease")
     assert (one.budgets, one.strategies, one.seeds) == (("macs=3e5,params=1e5",), ("random:batch=5",), (7,))
     assert one.methods == (AutoTower(), EASE())

@@ -14,7 +14,7 @@ from components.run import Run
 from nascore.rows import Data
 from nascore.schema import Batch
 from nascore.tasks import Scores, retrieval
-from nascore.tasks.retrieval import Retrieval, encode_items
+from nascore.tasks.retrieval import Retrieval, best, encode_items
 
 Prepared = Callable[..., Run]
 
@@ -237,3 +237,13 @@ def test_means_leave_cold_units_apart() -> None:
     assert scores.means() == {"recall@5": 0.25, "recall@5/cold": 1.0, "hit@5": 1.0, "hit@5/cold": 0.0}
     assert Scores("p", np.arange(3), values, ~cold | cold).means() == {"recall@5/cold": 0.5, "hit@5/cold": 2 / 3}
     assert Scores("p", np.arange(3), values, np.zeros(3, bool)).means() == {"recall@5": 0.5, "hit@5": 2 / 3}
+
+
+@pytest.mark.parametrize("items, depth", [(500, 20), (403, 100), (404, 100), (4000, 7)])
+def test_the_best_by_groups_are_the_best(items: int, depth: int) -> None:
+    generator = torch.Generator().manual_seed(items)
+    score = torch.rand(30, items, generator=generator)
+    score[score < 0.6] = -torch.inf
+    found = best(score, depth)
+    assert torch.equal(score.gather(1, found), score.topk(depth, dim=1).values)
+    assert all(len(set(row)) == depth for row in found.tolist())

@@ -117,11 +117,11 @@ def test_nasp_runs_the_strongest_and_learns_from_the_gradient_there() -> None:
     assert {name: tuple(weights.tolist()) for name, weights in mix.items()} == nasp(None, 0)
     (3 * mix["a"][0] - 5 * mix["b"][1]).backward()  # type: ignore[index]
     assert nasp.strength.grad is not None
-    assert nasp.strength.grad.tolist() == [3, 0, 0, 0, -5, 0, 0]
+    assert nasp.strength.grad.tolist() == pytest.approx([2, -1, -1, 0, -5, 0, 0]), "where one is picked, differences"
     with torch.no_grad():
         nasp.strength.sub_(0.4 * nasp.strength.grad)
     nasp.settle()
-    assert nasp.strength.tolist() == pytest.approx([0, 0.9, 0.4, 0.6, 1, 0.8, 0.3])
+    assert nasp.strength.tolist() == pytest.approx([0, 1, 0.8, 0.6, 1, 0.8, 0.3])
     assert member(nasp(None, 1))["b"] == ("q", "r"), "as many as may be open, the strongest first"
 
 
@@ -157,7 +157,7 @@ def test_the_likeliest_member_loses_least_for_keeping_the_limits() -> None:
 def test_an_anchor_runs_every_so_manyth_step() -> None:
     plain, anchored = Uniform(SPACE, 3, growth=20), Uniform(SPACE, 3, growth=20, anchor=4)
     first = member(anchored(None, 0))
-    assert first in SPACE and first["a"] == (anchored.order["a"][0],)
+    assert first in SPACE and first["a"] == (anchored.order["a"][0],) and first["b"] == (anchored.order["b"][0],)
     for step in range(40):
         if step % 4:
             assert anchored(None, step) == plain(None, step)

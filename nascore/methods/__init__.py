@@ -102,9 +102,14 @@ class Method(metaclass=ABCMeta):
 
     def tuned(self, settings: Mapping[str, str]) -> Self:
         """The method with other values of some fields, by their dotted names."""
-        changed = self
+        changes: dict[str, Any] = {}
         for name, value in settings.items():
-            changed = _replaced(changed, name.split("."), value)
+            *outer, last = name.split(".")
+            inner = changes
+            for part in outer:
+                inner = inner.setdefault(part, {})
+            inner[last] = value
+        changed: Self = _replaced(self, changes)
         return changed
 
     def canonical(self, genotype: Genotype) -> Genotype:
@@ -180,13 +185,20 @@ def from_json(known: Mapping[str, Any]) -> Method:
     return method
 
 
-def _replaced(settings: Any, path: Sequence[str], value: str) -> Any:
-    """A dataclass with another value, of the type of the one that it has, at a path of fields."""
-    own = getattr(settings, path[0])
-    if len(path) > 1:
-        return replace(settings, **{path[0]: _replaced(own, path[1:], value)})
-    known = {"true": True, "false": False}[value.lower()] if isinstance(own, bool) else type(own)(value)
-    return replace(settings, **{path[0]: known})
+def _replaced(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """A dataclass with other values of some fields; a text becomes what the field holds, inner changes go inside."""
+    changed: dict[str, Any] = {}
+    for name, change in changes.items():
+        own = getattr(settings, name)
+        if isinstance(change, Mapping):
+            changed[name] = _replaced(own, change)
+        elif isinstance(own, bool):
+            if change not in ("true", "false"):
+                raise ValueError(f"{name} is true or false, not {change!r}")
+            changed[name] = change == "true"
+        else:
+            changed[name] = type(own)(change)
+    return replace(settings, **changed)
 
 
 def _restored(kind: type[Any], known: Mapping[str, Any]) -> Any:

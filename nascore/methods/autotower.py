@@ -63,7 +63,8 @@ class AutoTower(Method):
         towers: Towers of each side that a step of the supernet trains, the loss over all their pairs.
         anchor: Whether one of them is always the same, for all others to agree with.
         paths: What draws the supernet's paths: uniform, or nasp, which learns one instead.
-        nasp: How that learns; its rates are those of AutoTower's public code.
+        nasp: How that learns; the rates are those of AutoTower's public code, whose SGD for the weights is left out:
+            they are trained as those of every supernet.
         candidates: Genotypes that a search scores.
         fitness: What they are scored by.
         training: How the supernet and the candidates are trained.
@@ -113,8 +114,8 @@ class AutoTower(Method):
             raise ValueError(f"AutoTower: not 1 <= item_blocks or not growth <= 1: {self.item_blocks}, {self.growth}")
         if self.anchor and self.towers < 2:
             raise ValueError("AutoTower: an anchor needs other towers beside it in a step: towers must be 2 or more")
-        if self.paths == "nasp" and (self.growth or self.towers > 1):
-            raise ValueError("AutoTower: with paths=nasp one path runs at a time: growth must be 0 and towers 1")
+        if self.paths == "nasp" and (self.growth or self.towers > 1 or not self.shared_stem):
+            raise ValueError("AutoTower: paths=nasp learns one path: growth must be 0, towers 1 and shared_stem true")
 
     def space(self, schema: Schema) -> Space:
         decisions = [Decision(POOL, self._pools())] if schema.history_length else []

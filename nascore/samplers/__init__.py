@@ -49,7 +49,8 @@ def likeliest(space: Space, worth: Callable[[str, Choice], float]) -> Genotype:
     """The member made of each decision's worthiest choice, repaired where it breaks a constraint.
 
     A repair is a run of single changes, each the one that loses least worth for what it brings the genotype nearer.
-    Raises `Infeasible` where no single change brings it nearer any more.
+    Raises `Infeasible` where no single change brings it nearer any more. Every choice of a decision is looked at, so it
+    is for decisions of few choices.
     """
     choices = {name: list(decision.choices()) for name, decision in space.decisions.items()}
     genotype = {name: max(known, key=lambda choice: worth(name, choice)) for name, known in choices.items()}

@@ -4,12 +4,15 @@ Every option has a strength in [0, 1]. What runs is the nearest discrete choice,
 path. A step of the strengths takes the gradient at that discrete point, for which every option is computed once,
 applies it to the continuous strengths and clips them. AutoTower compares with it as another search strategy (§4.3.2,
 Table 6).
+
+Ours: where one option must be picked, only differences to the mean of the decision's gradient are applied. What all
+options have in common says nothing about which to pick, and would carry them to the same bound, where they tie.
 """
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nascore.rows import seed_of
 from nascore.samplers import Sampler, likeliest
@@ -40,11 +43,11 @@ class Nasp(Sampler):
     def relaxed(self, x: Any, step: int) -> Mix:
         """The discrete point, through which gradients pass as if it were the strengths."""
         parts = self.strength.split([len(options) for options in self.options.values()])
-        path = self(x, step)
-        return {
-            name: torch.tensor(path[name], device=part.device) + (part - part.detach())
-            for name, part in zip(self.options, parts, strict=True)
-        }
+        path, mix = self(x, step), dict[str, Tensor]()
+        for (name, decision), part in zip(self.space.decisions.items(), parts, strict=True):
+            part = part - part.mean() if decision.least == decision.most == 1 else part
+            mix[name] = torch.tensor(path[name], device=part.device) + (part - part.detach())
+        return mix
 
     @torch.no_grad()
     def settle(self) -> None:

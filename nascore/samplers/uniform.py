@@ -9,8 +9,8 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from nascore.samplers import Sampler, likeliest
-from nascore.space import Decision, Genotype, Mix, Space
+from nascore.samplers import Sampler
+from nascore.space import Choice, Decision, Genotype, Mix, Space
 
 
 class Uniform(Sampler):
@@ -36,8 +36,12 @@ class Uniform(Sampler):
 
     @cached_property
     def anchored(self) -> Genotype:
-        """The member that the anchor is: the first options in each decision's order, repaired where it is none."""
-        return likeliest(self.space, lambda name, choice: -sum(self.order[name].index(option) for option in choice))
+        """What the anchor runs: one option of each decision, or as many as must be open, the first in its order."""
+        chosen: dict[str, Choice] = {}
+        for name, decision in self.space.decisions.items():
+            first = self.order[name][: max(decision.least, min(1, decision.most))]
+            chosen[name] = tuple(option for option in decision.options if option in first)
+        return chosen
 
     def opened(self, step: int) -> Space:
         """The members all of whose options are open at a step."""

@@ -53,7 +53,10 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """This rank's share of the loss of the joined batch: a scalar; the shares sum to the loss."""
+        """This rank's share of the loss of the joined batch: a scalar; the shares sum to the loss.
+
+        A supernet that trains several paths a step gives a list of their outputs; a task need not take it.
+        """
 
     @abstractmethod
     def validation_loss(self, output: Any, batch: Batch, plain: bool = False) -> Tensor:

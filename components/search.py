@@ -105,7 +105,11 @@ def _trial(config: dict[str, Any], root: str, pool: int, table: Any, board: Any)
         num_cpus=run.workers.cpus - SHARE, num_gpus=run.workers.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS
     )
     evaluators = [actor.remote(root) for _ in range(pool)]
-    best = continue_search(run, search, pooled(evaluators, table), Teller(board, search.id))
+    try:
+        best = continue_search(run, search, pooled(evaluators, table), Teller(board, search.id))
+    finally:
+        for evaluator in evaluators:
+            ray.kill(evaluator)  # what a library still holds of this frame would keep it, and its place, for ever
     tune.report({"best": best})
 
 

@@ -71,11 +71,12 @@ def test_workers_that_no_machine_can_hold_are_an_error(run_with: RunWith, stage:
 
 
 def test_searches_do_not_depend_on_the_evaluators_and_leave_the_weights_alone(run_with: RunWith) -> None:
+    """Optuna comes first: what it keeps of a trial must not keep the evaluators that later trials wait for."""
     found = []
     for evaluators in (1, 2):
         run = run_with(
             METHOD,
-            strategies=("evolution:population=8", "random:batch=8"),
+            strategies=("tpe:batch=8", "random:batch=8"),
             budgets=("macs=100000",),
             seeds=(0, 1),
             keep=2,

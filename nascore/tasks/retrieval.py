@@ -73,7 +73,7 @@ class Retrieval(Task):
         if self.training and self.correct:
             self.observe(item_J)
         first = group.rank() * len(batch)
-        user_NO = torch.cat([one["user"] for one in paths])
+        user_NO = torch.cat([one["user"] for one in paths]) if len(paths) > 1 else paths[0]["user"]
         share = user_NO.new_zeros(())
         for one in paths:
             losses_N = self.losses(user_NO, group.joined(one["item"]), item_J, first, rows=len(batch))

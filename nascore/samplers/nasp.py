@@ -22,7 +22,10 @@ SPREAD = 1e-3
 
 
 class Nasp(Sampler):
-    """Strengths begin at 1/2, apart by noise. A decision that may open several options opens those above 1/2."""
+    """Strengths begin at 1/2, apart by noise. A decision that may open several options opens those above 1/2.
+
+    What runs next hangs on the strengths, so each of their steps ends with one wait for the device.
+    """
 
     def __init__(self, space: Space, seed: int) -> None:
         super().__init__(space, seed)
@@ -42,11 +45,13 @@ class Nasp(Sampler):
 
     def relaxed(self, x: Any, step: int) -> Mix:
         """The discrete point, through which gradients pass as if it were the strengths."""
-        parts = self.strength.split([len(options) for options in self.options.values()])
-        path, mix = self(x, step), dict[str, Tensor]()
-        for (name, decision), part in zip(self.space.decisions.items(), parts, strict=True):
+        path, sizes = self(x, step), [len(options) for options in self.options.values()]
+        point = torch.tensor([weight for name in self.options for weight in path[name]], device=self.strength.device)
+        mix: dict[str, Tensor] = {}
+        decided = zip(self.space.decisions.items(), point.split(sizes), self.strength.split(sizes), strict=True)
+        for (name, decision), chosen, part in decided:
             part = part - part.mean() if decision.least == decision.most == 1 else part
-            mix[name] = torch.tensor(path[name], device=part.device) + (part - part.detach())
+            mix[name] = chosen + (part - part.detach())
         return mix
 
     @torch.no_grad()

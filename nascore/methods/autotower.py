@@ -50,8 +50,8 @@ class AutoTower(Method):
         width: Width of every block's output, D_blk.
         output: Width of the towers' vectors.
         shortcuts: Whether a block sees all blocks before it or only the last.
-        shared_stem: Whether all poolings share the weights of the user tower's stem, as in the paper. What a sum and a
-            mean give differs 20-fold.
+        shared_stem: Whether all poolings share the weights of the user tower's stem, as in the paper. A sum of
+            the events is as many times their mean as there are events.
         hidden_activation: Inside MLP blocks: relu or identity.
         positions: Whether the attentive poolings have position tables and an output map.
         pool_dropout: On the attention of those poolings.

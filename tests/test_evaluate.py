@@ -253,6 +253,24 @@ def test_the_found_model_is_the_best_on_validation(run_with: RunWith) -> None:
     assert rival.model_id == Popularity().model_id({}, run.schema.split_digest)
 
 
+def test_what_was_given_is_compared_with_the_rivals_only(run_with: RunWith) -> None:
+    run = run_with(METHOD, Popularity(), seeds=(0, 1), strategies=("evolution", "random"))
+    member = next(iter(METHOD.space(run.schema).members()))
+    names = ("evolution", "random", "given 1", "given 2")
+    found = [Finalist(name, "found", METHOD, member, name, "M", name) for name in names]
+    rival = Finalist("Popularity", "baseline", Popularity(), {}, "rival")
+    some = Scores("p", np.arange(4), {"recall@50": np.arange(4) / 4}, np.zeros(4, bool))
+    report = compare(run, [*found, rival], {one.model_id: [some, some] for one in (*found, rival)})
+    assert [(one["a"], one["b"]) for one in report["paired"]] == [
+        ("evolution", "random"),
+        ("evolution", "Popularity"),
+        ("random", "evolution"),
+        ("random", "Popularity"),
+        ("given 1", "Popularity"),
+        ("given 2", "Popularity"),
+    ]
+
+
 def test_a_run_is_evaluated_from_its_files(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "settle", lambda run: "cpu")
     monkeypatch.setattr(evaluate, "RESAMPLES", 100)

@@ -173,6 +173,17 @@ def test_the_price_is_the_sum_of_both_sides(case: Case) -> None:
         assert sum((price(genotype, side) for side in sides), Cost()) == price(genotype, "")
 
 
+def test_the_anchor_is_in_every_step_of_the_supernet(prepared: Callable[..., Run]) -> None:
+    schema = prepared().schema
+    method = from_json({"name": "autotower", "towers": 3, "anchor": True, "growth": 0.5, "steps": 20})
+    sampler = method.supernet(schema, method.space(schema), 0).sampler
+    drawn = [json.dumps(sampler(None, path)) for path in range(60)]
+    assert len(set(drawn[::3])) == 1 and drawn.count(drawn[0]) < 30
+    free = from_json({"name": "autotower", "towers": 3, "growth": 0.5, "steps": 20})
+    sampler = free.supernet(schema, free.space(schema), 0).sampler
+    assert len({json.dumps(sampler(None, path)) for path in range(0, 60, 3)}) > 10
+
+
 def test_a_training_step_changes_exactly_the_active_weights(case: Case) -> None:
     method, data = case.method, case.data
     plan = replace(method.train, batch=48)

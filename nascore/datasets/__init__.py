@@ -39,12 +39,18 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Feature:
-    """A raw column that a model may read. A number with `bins` becomes a category by its quantiles."""
+    """A raw column that a model may read. A number with `bins` becomes a category by its quantiles.
+
+    fewest, most: of a category of rows that stand by themselves: values of fewer training rows count as unknown; once
+    so many values have ids of their own, further ones share those (0: no limit).
+    """
 
     name: str
     side: Side = "row"
     kind: Kind = "category"
     bins: int = 0
+    fewest: int = 1
+    most: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class Layout:
 
     user, item: the keys; they are features too if named in `features`. timestamp: integers that order the rows.
     label: None when every row is a positive. history: item features that describe a past event.
+
+    Without keys (user and item "") rows stand by themselves, as in click prediction: they need a label, all features
+    are of the row, and timestamp "" stands for the order of the file.
     """
 
     user: str
@@ -90,8 +99,9 @@ class Dataset(ABC):
     def rows(self) -> Iterator[pa.Table]:
         """The log in file order, in tables of 1 to `CHUNK` rows, read anew at each call.
 
-        Columns: the keys (integers or text, never null), the timestamp (int64, never null), the label (int8, 1 or 0),
-        the features of the row, and those features of users and items that stand in no entity table.
+        Columns, where the layout names them: the keys (integers or text, never null), the timestamp (int64, never
+        null), the label (int8, 1 or 0); the features of the row, and those of users and items that stand in no entity
+        table.
         """
 
     def entities(self, side: Side) -> Iterator[pa.Table]:

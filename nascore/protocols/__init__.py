@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 TRAIN, VALID, TEST = 0, 1, 2
+BINS = 65_536
 Log = Callable[[], Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]]
 
 
 class Protocol(ABC):
     """`survey` may walk the whole log in chunks; `split` then labels the rows of whole users.
 
+    apart: whether it splits rows that stand by themselves instead: `split` is then called for chunks in file order, and
+    in place of the users both get the rows' labels.
     history_from: the splits that a split's histories are made of. seen_in: the splits whose items are no candidates
     when a split is ranked. leaks: what the protocol shows that it should not, "" if nothing.
     """
@@ -31,6 +34,7 @@ class Protocol(ABC):
     seen_in: ClassVar[Mapping[str, tuple[str, ...]]] = {"train": (), "valid": ("train",), "test": ("train", "valid")}
     strictly_earlier: ClassVar[bool] = True
     leaks: ClassVar[str] = ""
+    apart: ClassVar[bool] = False
 
     def survey(self, log: Log) -> None:  # noqa: B027 (most protocols need none)
         """Learn what a split depends on beyond one user; each call of `log` walks chunks of (user, timestamp)."""
@@ -54,3 +58,19 @@ def moved_back(cut: int, timestamp: NDArray[np.int64]) -> int:
     if not 0 < cut < len(timestamp):
         return cut
     return int(np.searchsorted(timestamp, timestamp[cut], side="left"))
+
+
+def value_at(log: Log, rank: int) -> int:
+    """The timestamp at a rank of the sorted log, exactly, by histograms of ever narrower ranges in bounded memory."""
+    low = min(int(timestamp.min()) for _, timestamp in log())
+    high = max(int(timestamp.max()) for _, timestamp in log())
+    while low < high:
+        width = -(-(high - low + 1) // BINS)
+        counts = np.zeros(BINS, np.int64)
+        for _, timestamp in log():
+            inside = timestamp[(timestamp >= low) & (timestamp <= high)]
+            counts += np.bincount((inside - low) // width, minlength=BINS)
+        bin_ = int(np.searchsorted(counts.cumsum(), rank, side="right"))
+        rank -= int(counts[:bin_].sum())
+        low, high = low + bin_ * width, min(low + (bin_ + 1) * width - 1, high)
+    return low

@@ -2,8 +2,7 @@
 
 Two passes. The first reads the raw log once, gives ids and spills packed rows by ranges of users to local disk. The
 second takes one range after the other, splits its users' rows, writes their histories, and spills the rows again into
-random buckets, so that the row groups of a split are exchangeable: reading them one after the other is reading in
-random order.
+random buckets. Where the raw log has no users, rows stand by themselves and `components.examples` prepares them.
 """
 
 import hashlib
@@ -14,22 +13,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from components import examples
 from components.run import Folder, Run
+from components.spills import Records, Spills
 from nascore import plugins
 from nascore.datasets import DataError, Dataset, Layout
 from nascore.protocols import Protocol
-from nascore.rows import seed_of
 from nascore.schema import SPLITS, Column, Schema
 from nascore.tables import Entities, Vocabulary
 
 USERS_A_PART = 4_096
-ROWS_A_BUCKET = 1 << 20
-ROWS_A_GROUP, FEWEST_A_GROUP, GROUPS = 65_536, 64, 64
 LABELLED = np.dtype([("user", "<i4"), ("item", "<i4"), ("timestamp", "<i8"), ("split", "i1")])
-Records = NDArray[Any]
 
 
 def main(run: Run) -> None:
@@ -37,12 +33,15 @@ def main(run: Run) -> None:
     with run.stage("prepare") as folder, tempfile.TemporaryDirectory(prefix="nascore-prepare-") as scratch:
         dataset = run.raw_data()
         protocol: Protocol = plugins.load("protocols", run.protocol)()
-        log = Log(dataset, Path(scratch))
-        log.read()
-        schema, statistics = write(log, protocol, run.protocol, folder)
-        folder.write_json(
-            "statistics.json", {**statistics, "bad_rows": dict(dataset.bad), "not_positive": log.negatives}
-        )
+        if dataset.layout().user:
+            log = Log(dataset, Path(scratch))
+            log.read()
+            schema, statistics = write(log, protocol, run.protocol, folder)
+        else:
+            rows = examples.Examples(dataset, Path(scratch))
+            rows.read()
+            schema, statistics = examples.write(rows, protocol, run.protocol, folder)
+        folder.write_json("statistics.json", {**statistics, "bad_rows": dict(dataset.bad)})
         folder.write_text("schema.json", schema.to_json())
 
 
@@ -123,10 +122,8 @@ class Log:
 def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Schema, dict[str, Any]]:
     """The second pass: everything of the prepared data but its schema file."""
     protocol.survey(log.chunks)
-    buckets = max(1, -(-log.rows // ROWS_A_BUCKET))
-    draw = np.random.default_rng(seed_of("prepare", "buckets"))
-    digest, counts = hashlib.sha256(), np.zeros(3, np.int64)
-    users_in = np.zeros(3, np.int64)
+    digest, users_in = hashlib.sha256(), np.zeros(3, np.int64)
+    spills = Spills(log.scratch, log.rows)
     for number, records in enumerate(log.parts()):
         split = protocol.split(records["user"], records["timestamp"])
         labelled = np.empty(len(records), LABELLED)
@@ -136,23 +133,13 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
         digest.update(labelled.tobytes())
         _count_before(records, split, protocol)
         order = _rank_in_run(records["user"])
-        bucket = draw.integers(0, buckets, len(records))
+        spills.add(records, split)
         for which, title in enumerate(SPLITS):
             chosen = split == which
-            counts[which] += chosen.sum()
             users_in[which] += len(np.unique(records["user"][chosen]))
             events = {"user": records["user"][chosen], "order": order[chosen], "item": records["item"][chosen]}
             folder.write_table(f"history/split={title}/part-{number:05d}.parquet", pa.table(events))
-            for target in np.unique(bucket[chosen]):
-                with open(log.scratch / f"{title}-{target:05d}", "ab") as spill:
-                    records[chosen & (bucket == target)].tofile(spill)
-    empty = [title for title, count in zip(SPLITS, counts, strict=True) if not count]
-    if empty:
-        raise DataError(
-            f"{log.rows} rows under protocol {name} leave {' and '.join(empty)} empty; take another --protocol"
-        )
-    for title, count in zip(SPLITS, counts.tolist(), strict=True):
-        _write_rows(log, title, count, buckets, folder)
+    spills.write(log.record, name, folder)
     columns, digests = _write_entities(log, folder)
     layout = log.layout
     schema = Schema(
@@ -162,7 +149,7 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
         items=len(log.items),
         columns=columns,
         protocol=name,
-        rows=dict(zip(SPLITS, counts.tolist(), strict=True)),
+        rows=spills.counts,
         history=layout.history,
         history_length=layout.history_length,
         history_from=dict(protocol.history_from),
@@ -175,6 +162,7 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
         "users": len(log.users) - 1,
         "items": len(log.items) - 1,
         "users_in": dict(zip(SPLITS, users_in.tolist(), strict=True)),
+        "not_positive": log.negatives,
     }
     return schema, statistics
 
@@ -200,21 +188,6 @@ def _rank_in_run(keys: NDArray[np.int32]) -> NDArray[np.int32]:
     fresh = np.diff(keys, prepend=-1) != 0
     start = np.maximum.accumulate(np.where(fresh, np.arange(len(keys)), 0))
     return (np.arange(len(keys)) - start).astype(np.int32)
-
-
-def _write_rows(log: Log, title: str, rows: int, buckets: int, folder: Folder) -> None:
-    """A split's rows in random order, one file a bucket; small splits have groups enough for many workers too."""
-    for number in range(buckets):
-        spill = log.scratch / f"{title}-{number:05d}"
-        if not spill.exists():
-            continue
-        records = np.fromfile(spill, log.record)
-        records = records[np.random.default_rng(seed_of("prepare", title, number)).permutation(len(records))]
-        table = pa.table({field: np.ascontiguousarray(records[field]) for field in records.dtype.names or ()})
-        size = min(ROWS_A_GROUP, max(FEWEST_A_GROUP, -(-rows // GROUPS)))
-        with folder.writing(f"split={title}/part-{number:05d}.parquet") as local:
-            pq.write_table(table, local, compression="zstd", row_group_size=size)
-        spill.unlink()
 
 
 def _write_entities(log: Log, folder: Folder) -> tuple[tuple[Column, ...], dict[str, str]]:

@@ -203,9 +203,20 @@ class Run:
             raise DataError(f"{self.dataset} has no protocol {self.protocol!r}; it has: {', '.join(dataset.protocols)}")
         return dataset
 
+    def check_data(self) -> None:
+        """Raise where the raw files are not there, or their rows are not of the kind that the methods learn from."""
+        dataset = self.raw_data()
+        apart, what = not dataset.layout().user, ("rows of users", "rows that stand by themselves")
+        if plugins.load("protocols", self.protocol).apart != apart:
+            fit = [name for name in dataset.protocols if plugins.load("protocols", name).apart == apart]
+            raise DataError(f"{self.raw or self.dataset} holds {what[apart]}: --protocol must be {' or '.join(fit)}")
+        for method in self.methods:
+            if method.apart != apart:
+                raise DataError(f"{method.name} learns from {what[method.apart]}, but {self.raw} holds {what[apart]}")
+
     def check(self) -> None:
         """Raise for all that can be known to be wrong before a stage runs."""
-        self.raw_data().layout()
+        self.check_data()
         for strategy in self.strategies:
             plugins.build("strategies", strategy, Space([]), 0, ())
         for budget in self.budgets:

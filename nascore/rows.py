@@ -84,7 +84,8 @@ class Data:
         self.split, self.splits = split, tuple(split.split("+"))
         self.device, self.mode, self.rank, self.world, self.window = device, mode, rank, world, window
         self.home = device if mode == "resident" else "cpu"
-        self.names = (*KEYS, *(column.name for column in self.schema.of("row")))
+        first_words = KEYS if self.schema.user else ("label",)
+        self.names = (*first_words, *(column.name for column in self.schema.of("row")))
         self.groups: list[tuple[str, int, int]] = []
         for file in (file for name in self.splits for file in self._parts(f"split={name}")):
             footer = pq.read_metadata(file, filesystem=self.fs)
@@ -210,6 +211,9 @@ class Data:
             column.name: words[column.name].view(torch.float32) if column.kind == "number" else words[column.name]
             for column in self.schema.of("row")
         }
+        if not self.schema.user:
+            alone = Batch(own, {}, row_B, words["label"])
+            return alone if self.home == self.device else alone.to(self.device)
         users = self.user_batch(words["user"], words["before"])
         items = self.item_batch(words["item"])
         batch = Batch(own | {**users.columns, **items.columns}, {**users.keys, **items.keys}, row_B)

@@ -42,6 +42,8 @@ class Schema:
     protocol: the id of the protocol by which the rows were split.
     history_from, seen_in: for each split, the splits its histories are made of and those whose items are no candidates.
     split_digest: sha256 over (user, item, timestamp, split) of all rows, so that results of different splits never mix.
+
+    Where rows stand by themselves, user and item are "", all columns are of the row, and batches have labels.
     """
 
     user: str
@@ -85,12 +87,14 @@ class Schema:
 class Batch:
     """Columns by name: (B,) ids or floats, (B, width) sets, and "history/<column>" (B, T), oldest first, padded left.
 
-    keys holds the ids of the two keys, whether or not they are features; rows the global index of each row (B,).
+    keys holds the ids of the two keys, whether or not they are features; rows the global index of each row (B,); label
+    0 or 1 for each row (B,), where rows stand by themselves.
     """
 
     columns: Mapping[str, Tensor]
     keys: Mapping[str, Tensor]
     rows: Tensor
+    label: Tensor | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         return self.columns[name]
@@ -105,4 +109,5 @@ class Batch:
         """The same batch on another device."""
         columns = {name: column.to(device, non_blocking=True) for name, column in self.columns.items()}
         keys = {name: column.to(device, non_blocking=True) for name, column in self.keys.items()}
-        return Batch(columns, keys, self.rows.to(device, non_blocking=True))
+        label = None if self.label is None else self.label.to(device, non_blocking=True)
+        return Batch(columns, keys, self.rows.to(device, non_blocking=True), label)

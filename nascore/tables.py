@@ -1,6 +1,7 @@
 """Raw values to ids: vocabularies that grow as they read, quantile bins, one row of features for each user or item."""
 
 import hashlib
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,10 +17,14 @@ Ids = NDArray[np.int32]
 
 
 class Vocabulary:
-    """Ids from 1 on in order of first appearance; 0 is null, or unknown once the vocabulary no longer grows."""
+    """Ids from 1 on in order of first appearance; 0 is null, or unknown once the vocabulary no longer grows.
 
-    def __init__(self) -> None:
+    most: once it holds so many values, further ones share their ids by a hash; 0 for no limit.
+    """
+
+    def __init__(self, most: int = 0) -> None:
         self.ids: dict[object, int] = {}
+        self.most = most
 
     def __len__(self) -> int:
         return len(self.ids) + 1
@@ -32,11 +37,19 @@ class Vocabulary:
         values_seen = [value for value in coded.dictionary.to_pylist() if value is not None]
         if grow:
             for value in values_seen:
-                known.setdefault(value, len(known) + 1)
-        ids = np.array([0, *(known.get(value, 0) for value in coded.dictionary.to_pylist())], np.int32)
+                if value not in known and not (self.most and len(known) >= self.most):
+                    known[value] = len(known) + 1
+        full = bool(self.most) and len(known) >= self.most
+        found = [
+            known.get(v) or (self._shared(v) if full and v is not None else 0) for v in coded.dictionary.to_pylist()
+        ]
+        ids = np.array([0, *found], np.int32)
         place = np.asarray(pc.fill_null(pc.add(coded.indices.cast(pa.int32()), 1), 0))
         ids_B: Ids = ids[place]
         return ids_B
+
+    def _shared(self, value: object) -> int:
+        return zlib.crc32(repr(value).encode()) % self.most + 1
 
     def digest(self) -> str:
         return hashlib.sha256(repr(list(self.ids)).encode()).hexdigest()

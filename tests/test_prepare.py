@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components import prepare
+from components import prepare, spills
 from components.run import Run
 from nascore import plugins
 from nascore.datasets import DataError
@@ -24,7 +24,7 @@ from nascore.protocols import Protocol
 from nascore.schema import SPLITS, Schema
 from nascore.tables import binned
 
-PROTOCOLS = plugins.names("protocols")
+PROTOCOLS = [name for name in plugins.names("protocols") if not plugins.load("protocols", name).apart]
 Prepared = Callable[..., Run]
 Row = dict[str, Any]
 
@@ -214,8 +214,12 @@ def test_the_same_log_gives_the_same_files(prepared: Prepared, tmp_path: Path) -
 def test_bounded_parts_give_the_same_rows(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
-    for name, value in (("USERS_A_PART", 7), ("ROWS_A_BUCKET", 200), ("ROWS_A_GROUP", 16)):
-        monkeypatch.setattr(prepare, name, value)
+    for where, name, value in (
+        (prepare, "USERS_A_PART", 7),
+        (spills, "ROWS_A_BUCKET", 200),
+        (spills, "ROWS_A_GROUP", 16),
+    ):
+        monkeypatch.setattr(where, name, value)
     held = []
     parts = prepare.Log.parts
     monkeypatch.setattr(prepare.Log, "parts", lambda log: (held.append(part["user"]) or part for part in parts(log)))

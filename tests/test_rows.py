@@ -17,7 +17,7 @@ from nascore import plugins
 from nascore.rows import Data, Ragged, permutation, seed_of
 from nascore.schema import SPLITS, Batch
 
-PROTOCOLS = plugins.names("protocols")
+PROTOCOLS = [name for name in plugins.names("protocols") if not plugins.load("protocols", name).apart]
 Prepared = Callable[..., Run]
 Row = dict[str, Any]
 

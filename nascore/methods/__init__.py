@@ -31,9 +31,13 @@ Scorer = Callable[[Sequence[Genotype]], list[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Method(metaclass=ABCMeta):
-    """presets: named changes of the fields. budgets: named limits, such as the paper's."""
+    """presets: named changes of the fields. budgets: named limits, such as the paper's.
+
+    apart: whether it learns from rows that stand by themselves, not from those of users.
+    """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    apart: ClassVar[bool] = False
     budgets: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod

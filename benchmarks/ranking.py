@@ -17,8 +17,9 @@ from components import prepare
 from components.diagnose import draw, judged
 from components.run import Run, environment
 from components.workers import Job, train_alone
+from nascore.fitness import Fitness
 from nascore.space import Genotype
-from nascore.training import Fit, Fitness
+from nascore.training import Fit
 from pipelines.__main__ import parse as parse_run
 
 KINDS = ("objective", "loss@1", "recall@50")

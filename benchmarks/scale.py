@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.speed import write_log
 from components.run import Run, Workers, environment
+from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
-from nascore.training import Fitness
 from nascore.two_tower import Training
 
 MILLION = 1_000_209

@@ -43,15 +43,34 @@ def _discount(hits_BK: Tensor) -> Tensor:
 
 def auc(score_B: Tensor, label_B: Tensor) -> Tensor:
     """Probability that a positive outranks a negative, ties counting half, exactly. A scalar; NaN with one class."""
+    placed_B = _placement(score_B, label_B)
+    return placed_B[label_B > 0].mean()
+
+
+def auc_influence(score_B: Tensor, label_B: Tensor) -> Tensor:
+    """What each row adds to AUC: AUC + (rows / rows of its label) x (its placement - AUC). Shape (B,).
+
+    A row's placement is the share of rows of the other label on the right side of it. The mean is AUC; the variance of
+    the mean is that of DeLong et al., 1988.
+    """
+    placed_B, positive_B = _placement(score_B, label_B), label_B > 0
+    area = placed_B[positive_B].mean()
+    positives = positive_B.sum()
+    share_B = torch.where(positive_B, len(label_B) / positives, len(label_B) / (len(label_B) - positives))
+    return area + share_B * (placed_B - area)
+
+
+def _placement(score_B: Tensor, label_B: Tensor) -> Tensor:
+    """The share of rows of the other label that score lower (of a positive) or higher (of a negative), ties half."""
     order_B = torch.argsort(score_B)
     _, tie_B, count_T = torch.unique_consecutive(score_B[order_B], return_inverse=True, return_counts=True)
-    last_T = count_T.cumsum(0).to(torch.float64)
-    rank_B = (last_T - (count_T - 1) / 2)[tie_B]
-    positive_B = label_B[order_B] > 0
-    positives = positive_B.sum().to(torch.float64)
-    negatives = len(score_B) - positives
-    wins: Tensor = rank_B[positive_B].sum() - positives * (positives + 1) / 2
-    return wins / (positives * negatives)
+    positive_B = (label_B[order_B] > 0).to(torch.float64)
+    positive_T = torch.zeros(len(count_T), dtype=torch.float64, device=score_B.device).index_add_(0, tie_B, positive_B)
+    negative_T = count_T - positive_T
+    below_T = negative_T.cumsum(0) - negative_T / 2
+    above_T = positive_T.sum() - positive_T.cumsum(0) + positive_T / 2
+    placed_B = torch.where(positive_B > 0, (below_T / negative_T.sum())[tie_B], (above_T / positive_T.sum())[tie_B])
+    return torch.empty_like(placed_B).scatter_(0, order_B, placed_B)
 
 
 def log_loss(logit_B: Tensor, label_B: Tensor) -> Tensor:

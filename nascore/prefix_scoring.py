@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nascore.fitness import Fitness
 from nascore.net import Choose, Row
 from nascore.ops.batch_norm import BatchNorm
 from nascore.rows import Data
 from nascore.space import Genotype
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Fitness
 
 Prefix = tuple[str, ...]
 CHUNK = 8_192
@@ -135,7 +135,7 @@ class _Side:
 
 
 class PrefixScorer:
-    """Scores genotypes of a separable net, in evaluation mode, as `nascore.training.scorer` would."""
+    """Scores genotypes of a separable net, in evaluation mode, as `nascore.fitness.scorer` would."""
 
     def __init__(
         self, user: Chain, item: Chain, task: Retrieval, train: Data, valid: Data, fitness: Fitness, cache_bytes: int

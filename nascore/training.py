@@ -1,42 +1,44 @@
-"""Training and scoring: gradient steps that can stop anywhere, early stopping, recalibration, and the plain scorer."""
+"""Training: gradient steps that can stop anywhere and go on elsewhere, early stopping, training anew."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import cos, inf, nan, pi
+from functools import cached_property
+from math import cos, inf, pi
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from nascore import group
-from nascore.net import Net, Supernet
-from nascore.ops.batch_norm import BatchNorm
+from nascore.fitness import momentum
+from nascore.net import Supernet
 from nascore.plugins import bounded
 from nascore.rows import Data, seed_of
 from nascore.schema import Batch
-from nascore.space import Genotype, Mix
+from nascore.sparse import RowAdagrad, Tables
 from nascore.tasks import Model, Task
 
 State = dict[str, Tensor]
 Schedule = Literal["constant", "linear", "cosine"]
-LOSSES = ("objective", "loss@1")
+Optimizer = Literal["adam", "adagrad"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How weights are trained by Adam: for `steps`, or for at most `epochs`.
+    """How weights are trained: for `steps`, or for at most `epochs`.
 
     Args:
         batch: Rows of a batch of all workers together.
         steps: Steps of a weight-sharing training.
         epochs: The most epochs of a model's own training.
         patience: Epochs without a better validation value after which it ends; 0 for never. The best epoch is kept.
-        learning_rate: Adam's.
+        learning_rate: The optimiser's.
         weight_decay: Acts on weights of two or more dimensions.
         clip: Largest norm of the joined gradient; 0 for none.
-        schedule: Of the learning rate over `steps`: constant, or falling to 0 on a line or half a cosine.
+        schedule: Of the learning rate over all steps: constant, or falling to 0 on a line or half a cosine.
+        optimizer: adam, or adagrad; nets with row-wise tables take adagrad only.
+        warmup: Share of the steps over which the learning rate rises on a line, before its schedule begins.
+        epsilon: Adagrad's.
     """
 
     batch: int
@@ -47,13 +49,21 @@ class Plan:
     weight_decay: float = 0.0
     clip: float = 0.0
     schedule: Schedule = "constant"
+    optimizer: Optimizer = "adam"
+    warmup: float = 0.0
+    epsilon: float = 1e-2
 
     def __post_init__(self) -> None:
-        bounded(self, batch=1, steps=0, epochs=0, patience=0, learning_rate=0, weight_decay=0, clip=0)
+        bounded(self, batch=1, steps=0, epochs=0, patience=0, learning_rate=0, weight_decay=0, clip=0, warmup=0)
+        if self.warmup >= 1:
+            raise ValueError(f"Plan: warmup is a share of the steps below 1, not {self.warmup}")
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0 on."""
-        left = 1 - step / self.steps if self.schedule != "constant" else 1.0
+    def rate(self, step: int, steps: int = 0) -> float:
+        """The learning rate of a step, from 0 on, of a training of so many steps, or of the plan's."""
+        rising = int(self.warmup * (steps or self.steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        left = 1 - (step - rising) / ((steps or self.steps) - rising) if self.schedule != "constant" else 1.0
         return self.learning_rate * (left if self.schedule != "cosine" else (1 - cos(pi * left)) / 2)
 
 
@@ -95,15 +105,27 @@ class Fit:
         self.step = 0
         self.batches: Iterator[Batch] | None = None
         self.lessons: Iterator[Batch] | None = None
-        named = dict(supernet.net.named_parameters())
+        tables = {name: module for name, module in supernet.net.named_modules() if isinstance(module, Tables)}
+        if tables and plan.optimizer != "adagrad":
+            raise ValueError(f"{type(supernet.net).__name__} has row-wise tables, which {plan.optimizer} cannot train")
+        self.rows = RowAdagrad(tables, plan.epsilon, plan.weight_decay)
+        own = {f"{name}.weight" for name in tables}
+        named = {name: value for name, value in supernet.net.named_parameters() if name not in own}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
         decayed: dict[str, Any] = {
             "params": [p for p in named.values() if p.dim() >= 2],
             "weight_decay": plan.weight_decay,
         }
         others: dict[str, Any] = {"params": [p for p in named.values() if p.dim() < 2]}
-        self.optimizer = torch.optim.Adam([decayed, others], lr=plan.learning_rate, fused=True)
-        self.optimizers: dict[str, tuple[torch.optim.Adam, dict[Tensor, str]]] = {
+        self.optimizer: torch.optim.Optimizer
+        if plan.optimizer == "adam":
+            self.optimizer = torch.optim.Adam([decayed, others], lr=plan.learning_rate, fused=True)
+        else:
+            on_cpu = data.device == "cpu"
+            self.optimizer = torch.optim.Adagrad(
+                [decayed, others], lr=plan.learning_rate, eps=plan.epsilon, fused=on_cpu, foreach=not on_cpu
+            )
+        self.optimizers: dict[str, tuple[torch.optim.Optimizer, dict[Tensor, str]]] = {
             "optimizer": (self.optimizer, self.names)
         }
         self.learning, self.held = learning, held
@@ -137,12 +159,22 @@ class Fit:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         group.exchange_gradients(self.names)
+        rate, rows = self.plan.rate(self.step, self.steps), self.rows.gradients()
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.plan.rate(self.step)
+            parameters["lr"] = rate
         if self.plan.clip:
-            torch.nn.utils.clip_grad_norm_(self.names, self.plan.clip)
+            gradients = [parameter.grad for parameter in self.names if parameter.grad is not None]
+            gradients += [gradient for _, gradient in rows.values()]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            torch._foreach_mul_(gradients, (self.plan.clip / (norm + 1e-6)).clamp(max=1.0))
         self.optimizer.step()
+        self.rows.step(rows, rate)
         return loss.detach()
+
+    @cached_property
+    def steps(self) -> int:
+        """Steps of the whole plan, early stopping apart."""
+        return self.plan.steps or self.plan.epochs * self.data.steps_per_epoch(self.plan.batch)
 
     def _learn(self) -> None:
         """A step of the sampler, where one is due."""
@@ -181,12 +213,15 @@ class Fit:
             for parameter, kinds in adam.state.items()
             for kind, value in kinds.items()
         }
-        return {**self.weights(), **moments, "step": torch.tensor(self.step)}
+        sums = {f"rows.sum.{name}": value for name, value in self.rows.sums.items()}
+        return {**self.weights(), **moments, **sums, "step": torch.tensor(self.step)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue where `state` was taken."""
         load(self.supernet, self.task, state)
         self.step, self.batches, self.lessons = int(state["step"]), None, None
+        for name, total in self.rows.sums.items():
+            total.copy_(state[f"rows.sum.{name}"])
         for optimizer, (adam, names) in self.optimizers.items():
             by_name = {name: parameter for parameter, name in names.items()}
             adam.state.clear()
@@ -219,104 +254,6 @@ def load(supernet: Supernet, task: Task, weights: Mapping[str, Tensor]) -> None:
     for part, module in (("supernet", supernet), ("task", task)):
         prefix = f"{part}."
         module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-
-
-@dataclass(frozen=True)
-class Fitness:
-    """How a model is judged on the validation split; higher is better.
-
-    Args:
-        kind: objective, the negated training objective; loss@1, the negated softmax loss at temperature 1 without
-            correction, as in AutoTower's public code; or a metric of the task, such as recall@50.
-        rows: Validation rows that a loss is measured on, the same for every model.
-        batch: Rows of one in-batch softmax.
-        calibration: Training rows on which batch-norm moments are measured anew for every candidate; 0 keeps the
-            supernet's.
-    """
-
-    kind: str = "objective"
-    rows: int = 40_960
-    batch: int = 1024
-    calibration: int = 4_096
-
-    def __post_init__(self) -> None:
-        bounded(self, rows=1, batch=1, calibration=0)
-
-    @property
-    def ranks(self) -> bool:
-        """Whether it is a metric of the task, not a loss."""
-        return self.kind not in LOSSES
-
-    def check(self, task: Task) -> None:
-        """Raise if the task has no such value."""
-        if self.ranks and self.kind not in task.metrics:
-            known = ", ".join((*LOSSES, *task.metrics))
-            raise ValueError(f"fitness {self.kind!r} is none of those there are: {known}")
-
-    def fixed_rows(self, data: Data) -> list[Tensor]:
-        """The rows of each fixed validation batch: the first of the split, whose rows lie in random order."""
-        parts = list(torch.arange(min(self.rows, data.rows), device=data.home).split(self.batch))
-        return parts[:-1] if len(parts) > 1 and len(parts[-1]) < self.batch else parts
-
-    def sample(self, data: Data) -> Tensor:
-        """The training rows to calibrate on: the first."""
-        return torch.arange(min(self.calibration, data.rows), device=data.home)
-
-    def measure(self, model: Model, task: Task, data: Data) -> float:
-        """Judge one model in evaluation mode."""
-        task.eval()
-        with torch.inference_mode():
-            if self.ranks:
-                return task.evaluate(model, data).means().get(self.kind, nan)
-            batches = [data.batch(rows) for rows in self.fixed_rows(data)]
-            losses = [
-                float(task.validation_loss(model(batch), batch, plain=self.kind == "loss@1")) for batch in batches
-            ]
-        return -sum(losses) / len(losses)
-
-
-@contextmanager
-def momentum(net: Net, value: float) -> Iterator[list[BatchNorm]]:
-    """The batch norms of a net, whose moments follow a batch by `value` for a while."""
-    norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = value
-    try:
-        yield norms
-    finally:
-        for norm, own in zip(norms, before, strict=True):
-            norm.momentum = own
-
-
-@torch.no_grad()
-def recalibrate(net: Net, mix: Mix, batch: Batch) -> None:
-    """Set the moments of every batch norm on the path to those of one batch, layer after layer."""
-    net.eval()
-    with momentum(net, 1.0) as norms:
-        for norm in norms:
-            norm.train()
-        net(net.embed(batch), mix)
-    net.eval()
-
-
-def scorer(
-    net: Net, task: Task, train: Data, valid: Data, fitness: Fitness
-) -> Callable[[Sequence[Genotype]], list[float]]:
-    """The plain scorer: one candidate after the other on a copy of the net, everything computed anew."""
-    own = deepcopy(net).eval()
-    sample = train.batch(fitness.sample(train)) if fitness.calibration else None
-
-    def score(genotypes: Sequence[Genotype]) -> list[float]:
-        scores = []
-        for genotype in genotypes:
-            mix = own.space.mix(genotype)
-            if sample is not None:
-                recalibrate(own, mix, sample)
-            scores.append(fitness.measure(own.under(mix), task, valid))
-        return scores
-
-    return score
 
 
 @dataclass

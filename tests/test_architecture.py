@@ -25,8 +25,9 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("the package itself", "nascore"),
     ("ground", "space cost schema metrics plugins group"),
-    ("galleries and rows", "ops samplers strategies tasks datasets protocols rows tables"),
+    ("galleries and rows", "ops samplers strategies tasks datasets protocols rows tables sparse"),
     ("net", "net"),
+    ("fitness", "fitness"),
     ("training", "training"),
     ("what methods share", "two_tower prefix_scoring"),
     ("methods", "methods"),
@@ -38,10 +39,13 @@ GALLERIES = ("ops", "samplers", "strategies", "tasks", "datasets", "protocols", 
 OPTUNA = {"nascore.strategies.tpe", "nascore.strategies.nsga2"}
 PLUMBING = {
     "components",
-    *(f"components.{name}" for name in ("folder", "run", "workers", "finalists", "told", "page", "pictures")),
+    *(
+        f"components.{name}"
+        for name in ("folder", "run", "workers", "finalists", "told", "page", "pictures", "spills", "examples")
+    ),
     "components.search_sections",
 }
-SPLIT_READERS = ("components.prepare", "components.evaluate")
+SPLIT_READERS = ("components.prepare", "components.examples", "components.spills", "components.evaluate")
 SHY = {"ray": ("components", "pipelines"), "optuna": tuple(OPTUNA), "kfp": ("pipelines.kubeflow",)}
 LINES = 400
 

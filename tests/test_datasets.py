@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -17,13 +18,29 @@ from pyarrow import types
 from nascore import datasets, plugins
 from nascore.datasets import CHUNK, DataError, Dataset
 from nascore.datasets.movielens import Movielens
+from nascore.datasets.parquet import Parquet
 from nascore.schema import Side
 
 Files = dict[str, bytes]
 Write = Callable[[Files], str]
 SIDES: tuple[Side, ...] = ("user", "item")
+DESCRIBED = b"""{label: clicked, timestamp: at, features: [
+    {name: site, fewest: 2, most: 9}, {name: hour}, {name: price, kind: number}]}"""
+LOG = {"clicked": [1, 0, None, 1], "at": [3, 1, 2, 2], "site": ["a", None, "b", "b"], "hour": [7, 8, 9, None]}
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+ROWS_BY_THEMSELVES = {"schema.yaml": DESCRIBED, "log.parquet": parquet(**LOG, price=[0.5, None, 2.0, 1.0])}
 ROOMS: dict[str, type[Dataset]] = {name: plugins.load("datasets", name) for name in plugins.names("datasets")}
-CASES: dict[str, tuple[type[Dataset], Files]] = {name: (room, room.specimen()) for name, room in ROOMS.items()}
+CASES: dict[str, tuple[type[Dataset], Files]] = {
+    **{name: (room, room.specimen()) for name, room in ROOMS.items()},
+    "parquet, rows by themselves": (Parquet, ROWS_BY_THEMSELVES),
+}
 WITH_FILES = [name for name, (_, files) in CASES.items() if files]
 
 
@@ -95,12 +112,15 @@ def test_the_tables_hold_what_the_layout_says(name: str, write: Write) -> None:
     dataset = whole(name, write)
     layout, tables = dataset.layout(), read(dataset)
     log = tables["log"]
-    for key in (layout.user, layout.item):
+    for key in filter(None, (layout.user, layout.item)):
         assert types.is_integer(log[key].type) or types.is_string(log[key].type)
         assert log[key].null_count == 0
-    assert log[layout.timestamp].type == pa.int64() and log[layout.timestamp].null_count == 0
+    if layout.timestamp:
+        assert log[layout.timestamp].type == pa.int64() and log[layout.timestamp].null_count == 0
     if layout.label:
         assert log[layout.label].type == pa.int8() and set(log[layout.label].to_pylist()) <= {0, 1}
+    assert layout.user or tables.keys() == {"log"}
+    assert {*filter(None, (layout.user, layout.item, layout.timestamp, layout.label))} <= {*log.column_names}
     for side, key in (("user", layout.user), ("item", layout.item)):
         if side in tables:
             assert types.is_integer(tables[side][key].type) == types.is_integer(log[key].type)
@@ -125,14 +145,23 @@ def test_the_layout_is_consistent(name: str, write: Write) -> None:
     for key, side in ((layout.user, "user"), (layout.item, "item")):
         assert key not in by_name or (by_name[key].side, by_name[key].kind) == (side, "category")
     assert not {layout.timestamp, layout.label} & by_name.keys()
+    assert bool(layout.user) == bool(layout.item)
+    if not layout.user:
+        assert layout.label and by_name and not layout.history
+        assert all(feature.side == "row" and feature.kind != "set" for feature in layout.features)
+    for feature in layout.features:
+        plain = layout.user or feature.kind != "category"
+        assert (feature.fewest, feature.most) == (1, 0) if plain else feature.fewest >= 1 and feature.most >= 0
     assert all(by_name[past].side == "item" for past in layout.history)
     assert bool(layout.history) == bool(layout.history_length)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_its_protocols_exist(name: str) -> None:
-    protocols = ROOMS[name].protocols
-    assert protocols and set(protocols) <= set(plugins.names("protocols"))
+def test_its_protocols_exist_and_one_splits_such_rows(name: str, write: Write) -> None:
+    protocols = CASES[name][0].protocols
+    assert set(protocols) <= set(plugins.names("protocols"))
+    by_itself = not whole(name, write).layout().user
+    assert by_itself in {plugins.load("protocols", protocol).apart for protocol in protocols}
 
 
 @pytest.mark.parametrize("name", WITH_FILES)

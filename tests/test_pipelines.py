@@ -13,11 +13,12 @@ import yaml
 
 from components.run import STAGES, Diagnosis, Run, Workers
 from nascore import plugins
+from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.ease import EASE
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
-from nascore.training import Fitness, Learning
+from nascore.training import Learning
 from nascore.two_tower import Training
 from pipelines import __main__ as command
 from pipelines.autotower import autotower

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from components.run import Run
 from nascore import prefix_scoring
+from nascore.fitness import Fitness, scorer
 from nascore.methods.autotower import AutoTower
 from nascore.net import Net
 from nascore.prefix_scoring import Cache, PrefixScorer, distinct
 from nascore.rows import Data
 from nascore.space import Genotype
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Fit, Fitness, scorer
+from nascore.training import Fit
 from nascore.two_tower import Training
 
 BASE = AutoTower(blocks=3, item_blocks=2, embedding=4, width=8, output=6, training=Training(batch=64))

@@ -16,10 +16,10 @@ import torch
 from components import diagnose, evaluate, retrain, search, supernet
 from components.run import Diagnosis, Run, Workers
 from components.supernet import continue_training
+from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
-from nascore.training import Fitness
 from nascore.two_tower import Training
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

@@ -15,8 +15,8 @@ import torch
 from components import retrain, search, supernet
 from components.run import Run, Workers
 from components.supernet import continue_training
+from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
-from nascore.training import Fitness
 from nascore.two_tower import Training
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

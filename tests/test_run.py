@@ -18,11 +18,11 @@ from components import run as running
 from components.run import STAGES, Diagnosis, Folder, Run, Workers
 from components.run import told as line_of
 from nascore import space
+from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
 from nascore.space import Infeasible, Space
-from nascore.training import Fitness
 from nascore.two_tower import Training
 
 METHOD = AutoTower(blocks=2, item_blocks=3, fitness=Fitness("loss@1", rows=7), training=Training(batch=64, clip=0.5))

@@ -16,12 +16,13 @@ from components.run import Folder, Run, Workers
 from components.search import Search, continue_search, front, write_results
 from components.supernet import continue_training
 from components.workers import Job, News, train_alone
+from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
 from nascore.rows import seed_of
 from nascore.space import Genotype, key, parse
-from nascore.training import Fit, Fitness, load
+from nascore.training import Fit, load
 from nascore.two_tower import Training
 
 RunWith = Callable[..., Run]

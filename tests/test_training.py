@@ -13,6 +13,7 @@ from torch import Tensor
 
 from components.run import Run
 from nascore import group
+from nascore.fitness import Fitness, recalibrate, scorer
 from nascore.methods.autotower import AutoTower
 from nascore.methods.popularity import Popularity
 from nascore.net import Net
@@ -20,7 +21,7 @@ from nascore.ops.batch_norm import BatchNorm
 from nascore.rows import Data
 from nascore.space import Genotype
 from nascore.tasks import Model, Task
-from nascore.training import Fit, Fitness, Learning, Plan, State, Stopping, load, recalibrate, scorer, train
+from nascore.training import Fit, Learning, Plan, State, Stopping, load, train
 from nascore.two_tower import Training
 
 Prepared = Callable[..., Run]

@@ -13,13 +13,13 @@ from components.run import Tuning as Wanted
 from components.search import Search, continue_search, write_results
 from components.workers import Job
 from nascore import plugins
+from nascore.fitness import Fitness
 from nascore.methods import Method, from_json
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
 from nascore.rows import seed_of
 from nascore.space import key, parse
-from nascore.training import Fitness
 from nascore.two_tower import Training
 
 RunWith = Callable[..., Run]

@@ -17,6 +17,14 @@
 
 A feature of a user or an item is looked for in the table of its side, then in the log, of which `prepare` takes the
 earliest row of each user or item.
+
+Without both keys the rows stand by themselves, as in click prediction, and so do their features:
+
+    label: clicked
+    timestamp: clicked_at         # default: the order of the files and of their rows
+    features:
+      - {name: site, fewest: 2, most: 100000}     # ids for values of so many training rows, and for so many values
+      - {name: price, kind: number}
 """
 
 import io
@@ -89,7 +97,7 @@ class _Plan:
 class Parquet(Dataset):
     """Logs in parquet as `schema.yaml` describes them; all but the rows is checked before any row is read."""
 
-    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors")
+    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors", "stratified", "temporal")
 
     def layout(self) -> Layout:
         return self._plan.layout
@@ -109,9 +117,8 @@ class Parquet(Dataset):
         log = self._matching("rows", described.rows, but={file for files in tables.values() for file in files})
         footers = {file: self._footer(file) for files in (*tables.values(), log) for file in files}
 
-        in_log = {layout.user: "key", layout.item: "key", layout.timestamp: "timestamp"}
-        if layout.label:
-            in_log[layout.label] = "label"
+        in_log = {layout.user: "key", layout.item: "key", layout.timestamp: "timestamp", layout.label or "": "label"}
+        in_log.pop("", None)
         keys: dict[Side, str] = {"user": layout.user, "item": layout.item}
         in_table = {side: {keys[side]: "key"} for side in tables}
         for feature in layout.features:
@@ -214,7 +221,13 @@ class _Description:
             loaded = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise DataError(f"{where}: not YAML: {error}") from None
-        given = self._mapping("the file", loaded, SETTINGS, needed=("user", "item", "timestamp"))
+        given = self._mapping("the file", loaded, SETTINGS)
+        self.alone = not {"user", "item"} & given.keys()
+        self._mapping("the file", given, SETTINGS, needed=() if self.alone else ("user", "item", "timestamp"))
+        for name, needed in {"label": True, "features": True, "history": False, "tables": False}.items():
+            if self.alone and needed != bool(given.get(name)):
+                verb = "need" if needed else "have no"
+                raise self._error("the file", f"rows without 'user' and 'item' stand by themselves; they {verb} {name}")
         self.rows = self._text("rows", given.get("rows", "*.parquet"))
         sides: tuple[Side, ...] = ("user", "item")
         tables = self._mapping("tables", given.get("tables", {}), sides)
@@ -222,22 +235,30 @@ class _Description:
         roles = [role for role in ("user", "item", "timestamp", "label") if role in given]
         self.columns: dict[str, str] = {role: self._column(role, given[role]) for role in roles}
         self._once(", ".join(roles), list(self.columns.values()))
-        keys = [{"name": self.columns[side], "side": side} for side in sides]
+        keys = [{"name": self.columns[side], "side": side} for side in sides if not self.alone]
         listed = self._list("features", given.get("features", keys))
         features = tuple(self._feature(f"features[{place}]", about) for place, about in enumerate(listed))
         self._once("features", [feature.name for feature in features])
-        history, length = self._history(given.get("history", {}), features)
-        self.layout = Layout(**self.columns, features=features, history=history, history_length=length)
+        history, length = ((), 0) if self.alone else self._history(given.get("history", {}), features)
+        columns = {"user": "", "item": "", "timestamp": "", **self.columns}
+        self.layout = Layout(**columns, features=features, history=history, history_length=length)
 
     def _feature(self, what: str, given: Any) -> Feature:
-        about = self._mapping(what, given, ("name", "side", "kind", "bins"), needed=("name", "side"))
+        allowed = ("name", "side", "kind", "bins", "fewest", "most")
+        about = self._mapping(what, given, allowed, needed=("name",) if self.alone else ("name", "side"))
         name = self._column(f"{what}: name", about["name"])
         what = f"{what} ({name})"
-        side = self._one_of(f"{what}: side", about["side"], get_args(Side))
-        kind = self._one_of(f"{what}: kind", about.get("kind", "category"), get_args(Kind))
+        sides, kinds = (("row",), ("category", "number")) if self.alone else (get_args(Side), get_args(Kind))
+        side = self._one_of(f"{what}: side", about.get("side", "row"), sides)
+        kind = self._one_of(f"{what}: kind", about.get("kind", "category"), kinds)
+        limits = {name: self._count(f"{what}: {name}", about[name], 1) for name in ("fewest", "most") if name in about}
+        if limits and not (self.alone and kind == "category"):
+            raise self._error(what, f"{' and '.join(limits)}: only for categories of rows without 'user' and 'item'")
         bins = self._count(f"{what}: bins", about["bins"], least=2) if "bins" in about else 0
         if bins and kind != "number":
             raise self._error(what, f"bins are for kind number, not {kind}")
+        if bins and self.alone:
+            raise self._error(what, "bins are for numbers of users and items; those of rows are read as they are")
         if kind == "number" and side != "row" and not bins:
             raise self._error(what, f"a number of side {side} needs bins, such as bins: 20")
         for role, column in self.columns.items():
@@ -245,7 +266,7 @@ class _Description:
                 raise self._error(what, f"this is the {role}, which no model may read")
             if name == column and (side, kind) != (role, "category"):
                 raise self._error(what, f"this is the {role} key, whose side is {role} and whose kind is category")
-        return Feature(name, side, kind, bins)
+        return Feature(name, side, kind, bins, **limits)
 
     def _history(self, given: Any, features: tuple[Feature, ...]) -> tuple[tuple[str, ...], int]:
         about = self._mapping("history", given, ("features", "length"))

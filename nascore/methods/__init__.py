@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 
-from nascore import plugins, training
+from nascore import fitness, plugins
 from nascore.cost import Cost, Price, parse_limits
+from nascore.fitness import Fitness
 from nascore.net import Net, Supernet
 from nascore.rows import Data, seed_of
 from nascore.samplers import Sampler
@@ -23,7 +24,7 @@ from nascore.samplers.uniform import Uniform
 from nascore.schema import Schema
 from nascore.space import Genotype, Space, key
 from nascore.tasks import Task
-from nascore.training import Fitness, Learning, Plan
+from nascore.training import Learning, Plan
 
 CACHE = 2 << 30
 Scorer = Callable[[Sequence[Genotype]], list[float]]
@@ -154,7 +155,7 @@ class Method(metaclass=ABCMeta):
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         """Scores genotypes by the net's weights; an override must be faster, equal, and keep within `cache_bytes`."""
-        return training.scorer(net, task, train, valid, self.fitness)
+        return fitness.scorer(net, task, train, valid, self.fitness)
 
     def model_id(self, genotype: Genotype, split_digest: str) -> str:
         """12 hex digits that name one model on one split."""

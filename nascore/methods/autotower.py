@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
+from nascore.fitness import Fitness
 from nascore.methods import CACHE, Method, Scorer
 from nascore.net import Choose, Net, Row
 from nascore.ops import build
@@ -30,7 +31,7 @@ from nascore.schema import Schema
 from nascore.space import Decision, Genotype, Mix, Space
 from nascore.tasks import Task
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Fitness, Learning, Plan, Schedule
+from nascore.training import Learning, Plan, Schedule
 from nascore.two_tower import TUNABLES, Inputs, Side, Training, TwoTower
 
 POOL = "user/pool"

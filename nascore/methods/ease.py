@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nascore.fitness import Fitness
 from nascore.methods import HandMade
 from nascore.methods.itemknn import ItemToItem, shared_users
 from nascore.net import Net
@@ -17,7 +18,7 @@ from nascore.rows import Data
 from nascore.schema import Schema
 from nascore.space import Decision, Space
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Fitness, Plan
+from nascore.training import Plan
 
 
 class _EASE(ItemToItem):

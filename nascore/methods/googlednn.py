@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
+from nascore.fitness import Fitness
 from nascore.methods import HandMade
 from nascore.net import Net
 from nascore.ops import build
@@ -17,7 +18,7 @@ from nascore.plugins import bounded
 from nascore.schema import Schema
 from nascore.space import Mix, Space
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Fitness, Plan
+from nascore.training import Plan
 from nascore.two_tower import HIDDEN, TUNABLES, Inputs, Side, Size, Training, TwoTower, layers
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
+from nascore.fitness import Fitness
 from nascore.methods import HandMade
 from nascore.net import Net
 from nascore.plugins import bounded
@@ -19,7 +20,7 @@ from nascore.rows import Data
 from nascore.schema import Batch, Schema
 from nascore.space import Decision, Mix, Space
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Fitness, Plan
+from nascore.training import Plan
 
 ITEMS = 20_000
 CELLS = 1 << 24

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
+from nascore.fitness import Fitness
 from nascore.methods import HandMade
 from nascore.net import Net
 from nascore.rows import Data
 from nascore.schema import Batch, Schema
 from nascore.space import Mix, Space
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Fitness, Plan
+from nascore.training import Plan
 
 
 class _Popularity(Net):

@@ -7,7 +7,7 @@ about the data (sampling corrections) is saved and restored with the weights.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +42,15 @@ class Scores:
 
 
 class Task(nn.Module, ABC):
-    """The loss to train by and the evaluation to report."""
+    """The loss to train by and the evaluation to report.
+
+    headline: the metric that models are compared by. lower: metrics of which less is better. in_batch: whether the loss
+    of a row hangs on the other rows of its batch.
+    """
 
     headline: str
+    lower: ClassVar[frozenset[str]] = frozenset()
+    in_batch: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -37,6 +37,7 @@ class Retrieval(Task):
     """
 
     headline = "recall@50"
+    in_batch = True
     last_seen: Tensor
     gap: Tensor
     seen_steps: Tensor

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -24,22 +23,29 @@ from nascore.schema import Side
 Files = dict[str, bytes]
 Write = Callable[[Files], str]
 SIDES: tuple[Side, ...] = ("user", "item")
-DESCRIBED = b"""{label: clicked, timestamp: at, features: [
+BY_THEMSELVES = """{rows: log.parquet, label: clicked, timestamp: at, features: [
     {name: site, fewest: 2, most: 9}, {name: hour}, {name: price, kind: number}]}"""
-LOG = {"clicked": [1, 0, None, 1], "at": [3, 1, 2, 2], "site": ["a", None, "b", "b"], "hour": [7, 8, 9, None]}
 
 
-def parquet(**columns: list[Any]) -> bytes:
+def packed(table: pa.Table) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(table, sink)
     return sink.getvalue()
 
 
-ROWS_BY_THEMSELVES = {"schema.yaml": DESCRIBED, "log.parquet": parquet(**LOG, price=[0.5, None, 2.0, 1.0])}
+def by_themselves() -> Files:
+    """A specimen of `parquet` whose rows stand by themselves."""
+    log = {"clicked": [1, 0, None, 1], "at": [3, 1, 2, 2], "site": ["a", None, "b", "b"], "hour": [7, 8, 9, None]}
+    return {
+        "schema.yaml": BY_THEMSELVES.encode(),
+        "log.parquet": packed(pa.table({**log, "price": [0.5, None, 2, 1]})),
+    }
+
+
 ROOMS: dict[str, type[Dataset]] = {name: plugins.load("datasets", name) for name in plugins.names("datasets")}
 CASES: dict[str, tuple[type[Dataset], Files]] = {
     **{name: (room, room.specimen()) for name, room in ROOMS.items()},
-    "parquet, rows by themselves": (Parquet, ROWS_BY_THEMSELVES),
+    "parquet, rows by themselves": (Parquet, by_themselves()),
 }
 WITH_FILES = [name for name, (_, files) in CASES.items() if files]
 
@@ -79,9 +85,7 @@ def mended(name: str, content: bytes) -> bytes:
     if isinstance(rows, list):
         text = b"".join(rows[:-2] + rows[-1:])
         return gzip.compress(text) if name.endswith(".gz") else text
-    sink = io.BytesIO()
-    pq.write_table(pa.concat_tables([rows.slice(0, len(rows) - 2), rows.slice(len(rows) - 1)]), sink)
-    return sink.getvalue()
+    return packed(pa.concat_tables([rows.slice(0, len(rows) - 2), rows.slice(len(rows) - 1)]))
 
 
 def log_of(dataset: Dataset) -> str:

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from nascore import plugins
 from nascore.cost import Cost
-from nascore.ops import Elastic, Live, Op, build, inputs_of
+from nascore.ops import Elastic, Live, Op, Spans, build, inputs_of
 from nascore.ops.mlp import Mlp
 
 SPECS = [spec for name in plugins.names("ops") for spec in plugins.load("ops", name).examples]
 HISTORY = [spec for spec in SPECS if "BT" in inputs_of(plugins.load("ops", spec.partition(":")[0]).signature)]
 ELASTIC = [spec for spec in SPECS if issubclass(plugins.load("ops", spec.partition(":")[0]), Elastic)]
 SIZES = (
-    {"B": 7, "N": 5, "T": 5, "D": 12, "O": 6},
-    {"B": 1, "N": 1, "T": 20, "D": 8, "O": 8},
-    {"B": 4, "N": 8, "T": 20, "D": 48, "O": 64},
-    {"B": 3, "N": 2, "T": 1, "D": 3, "O": 1},
+    {"B": 7, "N": 5, "T": 5, "D": 12, "O": 6, "E": 4, "M": 3, "L": 5, "R": 7, "K": 2},
+    {"B": 1, "N": 1, "T": 20, "D": 8, "O": 8, "E": 3, "M": 5, "L": 2, "R": 2, "K": 1},
+    {"B": 4, "N": 8, "T": 20, "D": 48, "O": 64, "E": 16, "M": 9, "L": 13, "R": 4, "K": 8},
+    {"B": 3, "N": 2, "T": 1, "D": 3, "O": 1, "E": 2, "M": 1, "L": 1, "R": 6, "K": 3},
 )
 COUNTED = ("linear", "addmm", "mm", "matmul", "bmm", "einsum", "conv")
 
@@ -82,7 +82,7 @@ def test_gradients_reach_every_weight_and_input_and_are_finite(spec: str) -> Non
 
 @every_spec
 def test_gradients_equal_finite_differences(spec: str) -> None:
-    sizes = {"B": 3, "N": 3, "T": 4, "D": 3, "O": 2}
+    sizes = {"B": 3, "N": 3, "T": 4, "D": 3, "O": 2, "E": 3, "M": 2, "L": 2, "R": 4, "K": 2}
     op = built(spec, sizes)
     inputs = drawn(op, sizes)
     names = [name for name, _ in op.named_parameters()]
@@ -308,7 +308,7 @@ def test_dropout_is_on_in_training_only() -> None:
 def lives(op: Elastic, sizes: dict[str, int], count: int) -> list[Live]:
     """Random kept positions of some or all letters, in order; the first of all keeps nothing back."""
     rng = Random(4)
-    letters = sorted(set("".join(op.axes.values())))
+    letters = sorted(set("".join(op.axes.values())) & set(sizes))
     found: list[Live] = [{}]
     while len(found) < count:
         chosen = [letter for letter in letters if rng.random() < 0.8]
@@ -318,7 +318,7 @@ def lives(op: Elastic, sizes: dict[str, int], count: int) -> list[Live]:
 
 @pytest.mark.parametrize("spec", ELASTIC)
 def test_an_operator_under_live_equals_the_narrow_one_that_inherits(spec: str) -> None:
-    sizes = {"B": 4, "N": 3, "T": 4, "D": 9, "O": 7}
+    sizes = {"B": 4, "N": 6, "T": 4, "D": 9, "O": 7, "E": 4, "M": 5, "L": 6, "R": 8, "K": 3}
     wide = built(spec, sizes)
     assert isinstance(wide, Elastic) and set(wide.axes) == {name for name, _ in wide.named_parameters()}
     with torch.no_grad():
@@ -329,17 +329,32 @@ def test_an_operator_under_live_equals_the_narrow_one_that_inherits(spec: str) -
         narrow = built(spec, kept)
         assert isinstance(narrow, Elastic)
         narrow.inherit(wide, live)
-        (x,) = drawn(wide, kept)
-        torch.testing.assert_close(wide(x, live), narrow(x), rtol=0, atol=1e-6)
+        inputs = drawn(wide, kept)
+        torch.testing.assert_close(wide(*inputs, live), narrow(*inputs), rtol=0, atol=1e-6)
         assert wide.cost(live) == narrow.cost()
         wide.zero_grad()
-        wide(x, live).square().sum().backward()
-        narrow(x).square().sum().backward()
+        wide(*inputs, live).square().sum().backward()
+        narrow(*inputs).square().sum().backward()
         for name in wide.axes:
-            part = torch.zeros_like(getattr(wide, name))
-            where = [live.get(n, range(size)) for n, size in zip(wide.axes[name], part.shape, strict=True)]
-            part[torch.meshgrid(*map(torch.as_tensor, where), indexing="ij")] = getattr(narrow, name).grad
-            torch.testing.assert_close(getattr(wide, name).grad, part, rtol=0, atol=1e-6)
+            whole, own = wide.get_parameter(name), narrow.get_parameter(name)
+            places = torch.arange(whole.numel(), dtype=torch.float64).view(whole.shape)
+            with torch.no_grad():
+                remembered = whole.clone()
+                whole.copy_(places)
+                kept_places = wide.kept(name, live).flatten().long()
+                whole.copy_(remembered)
+            part = torch.zeros(whole.numel(), dtype=torch.float64).index_copy(0, kept_places, own.grad.flatten())
+            torch.testing.assert_close(whole.grad.flatten(), part, rtol=0, atol=1e-6)
+
+
+def test_spans_are_the_positions_they_stand_for() -> None:
+    op, x = built("linear", {"D": 9, "O": 3}), torch.randn(2, 5, dtype=torch.float64)
+    kept = Spans(((1, 3), (5, 8)))
+    assert (
+        [*kept] == [1, 2, 5, 6, 7] and len(kept) == 5 and kept[1:3] == [2, 5] and kept.shifted(2) == ((3, 5), (7, 10))
+    )
+    torch.testing.assert_close(op(x, {"D": kept}), op(x, {"D": [1, 2, 5, 6, 7]}), rtol=0, atol=0)
+    assert op.cost({"D": kept}) == op.cost({"D": [*kept]}) == Cost(18, 0, 15)
 
 
 def test_linear_takes_any_axes_before_the_last_and_equals_a_loop() -> None:

@@ -9,16 +9,42 @@ counted weights and against MACs counted from outside.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from math import prod
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nascore import plugins
 from nascore.cost import Cost
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Spans(Sequence[int]):
+    """Kept positions as spans of neighbours, each (first, end), in order."""
+
+    spans: tuple[Span, ...]
+
+    def __len__(self) -> int:
+        return sum(end - first for first, end in self.spans)
+
+    def __getitem__(self, place: Any) -> Any:
+        return [*self][place]
+
+    def __iter__(self) -> Iterator[int]:
+        return (position for span in self.spans for position in range(*span))
+
+    def shifted(self, by: int) -> tuple[Span, ...]:
+        """The same spans, so many positions further on."""
+        return tuple((first + by, end + by) for first, end in self.spans)
+
 
 Live = Mapping[str, Sequence[int]]
 EVERY: Live = MappingProxyType({})
@@ -56,14 +82,14 @@ class Elastic(Op, ABC):
     `inherit`ed weights, is equal.
     """
 
-    axes: ClassVar[Mapping[str, str]]
-
-    @abstractmethod
-    def forward(self, x: Tensor, live: Live = EVERY) -> Tensor:
-        """Run at full size, or on the live positions of each letter in `live`."""
+    axes: Mapping[str, str]
+    epsilon: ClassVar[float] = 1e-5
 
     @abstractmethod
     def macs(self, live: Live = EVERY) -> int: ...
+
+    def core_macs(self, live: Live = EVERY) -> int:
+        return 0
 
     def cost(self, live: Live = EVERY) -> Cost:
         """The cost at full size, or that of the live positions."""
@@ -71,22 +97,94 @@ class Elastic(Op, ABC):
 
     def shape(self, name: str, live: Live) -> tuple[int, ...]:
         """The shape of the parameter's slice at the live positions."""
-        whole = getattr(self, name).shape
+        whole = self.whole(name).shape
         return tuple(len(live.get(letter, range(size))) for letter, size in zip(self.axes[name], whole, strict=True))
+
+    def whole(self, name: str) -> Tensor:
+        """A parameter by its name."""
+        module, _, own = name.rpartition(".")
+        parameter: Tensor = getattr(self.get_submodule(module), own)
+        return parameter
 
     def kept(self, name: str, live: Live) -> Tensor:
         """The parameter's slice at the live positions."""
-        sliced: Tensor = getattr(self, name)
-        for dim, letter in enumerate(self.axes[name]):
-            if letter in live:
-                sliced = sliced.index_select(dim, torch.as_tensor(live[letter], device=sliced.device))
+        whole = self.whole(name)
+        spans = tuple(_spans(live[letter]) if letter in live else None for letter in self.axes[name])
+        if all(span is None or len(span) == 1 for span in spans):
+            for dim, span in enumerate(spans):
+                if span is not None:
+                    (first, end) = span[0]
+                    whole = whole.narrow(dim, first, end - first)
+            return whole
+        sliced: Tensor = _Sliced.apply(whole, spans)  # type: ignore[no-untyped-call]
         return sliced
+
+    def linear(self, name: str, x: Tensor, live: Live) -> Tensor:
+        """The last axis of x through the live part of a linear map."""
+        bias = self.kept(f"{name}.bias", live) if f"{name}.bias" in self.axes else None
+        return functional.linear(x, self.kept(f"{name}.weight", live), bias)
+
+    def normed(self, name: str, x: Tensor, live: Live) -> Tensor:
+        """Layer normalisation of the last axes over their live positions; x itself without a norm of that name."""
+        if f"{name}.weight" not in self.axes:
+            return x
+        weight, bias = self.kept(f"{name}.weight", live), self.kept(f"{name}.bias", live)
+        return functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
 
     @torch.no_grad()
     def inherit(self, source: "Elastic", live: Live) -> None:
         """Take the weights of a wider operator at its live positions."""
         for name in self.axes:
-            getattr(self, name).copy_(source.kept(name, live))
+            self.whole(name).copy_(source.kept(name, live))
+
+
+class _Sliced(torch.autograd.Function):
+    """The kept spans of each axis, one after the other; its gradient is written into one tensor of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, spans: tuple[tuple[Span, ...] | None, ...]) -> Tensor:
+        ctx.spans, ctx.whole = spans, whole.shape
+        for dim, kept in enumerate(spans):
+            if kept is not None:
+                whole = torch.cat([whole.narrow(dim, first, end - first) for first, end in kept], dim)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        whole = gradient.new_zeros(ctx.whole)
+        each = [kept or ((0, size),) for kept, size in zip(ctx.spans, ctx.whole, strict=True)]
+        for block in product(*map(_placed, each)):
+            whole[tuple(there for there, _ in block)] = gradient[tuple(here for _, here in block)]
+        return whole, None
+
+
+def _placed(spans: Sequence[Span]) -> Iterator[tuple[slice, slice]]:
+    """Where each span lies among all positions, and where among the kept ones."""
+    start = 0
+    for first, end in spans:
+        yield slice(first, end), slice(start, start + end - first)
+        start += end - first
+
+
+def _spans(kept: Sequence[int]) -> tuple[Span, ...]:
+    if isinstance(kept, Spans):
+        return kept.spans
+    spans: list[Span] = []
+    for position in kept:
+        if spans and spans[-1][1] == position:
+            spans[-1] = (spans[-1][0], position + 1)
+        else:
+            spans.append((position, position + 1))
+    return tuple(spans)
+
+
+def weights(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """A linear map with Xavier-uniform weights and no bias at first, as in NASRec's public code."""
+    made = nn.Linear(inputs, outputs, bias)
+    nn.init.xavier_uniform_(made.weight)
+    if bias:
+        nn.init.zeros_(made.bias)
+    return made
 
 
 CONTRACT = Op

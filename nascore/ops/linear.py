@@ -15,7 +15,7 @@ class Linear(Elastic):
 
     signature: ClassVar[str] = "BD -> BO"
     examples: ClassVar[tuple[str, ...]] = ("linear",)
-    axes: ClassVar[Mapping[str, str]] = {"weight": "OD", "bias": "O"}
+    axes: Mapping[str, str] = {"weight": "OD", "bias": "O"}
 
     def __init__(self, *, D: int, O: int) -> None:
         super().__init__()

@@ -15,8 +15,7 @@ class Norm(Elastic):
 
     signature: ClassVar[str] = "BD -> BD"
     examples: ClassVar[tuple[str, ...]] = ("norm",)
-    axes: ClassVar[Mapping[str, str]] = {"weight": "D", "bias": "D"}
-    epsilon: ClassVar[float] = 1e-5
+    axes: Mapping[str, str] = {"weight": "D", "bias": "D"}
 
     def __init__(self, *, D: int) -> None:
         super().__init__()

@@ -82,9 +82,15 @@ class Space:
     (6, True)
     """
 
-    def __init__(self, decisions: Sequence[Decision], constraints: Sequence[Constraint] = ()) -> None:
+    def __init__(
+        self,
+        decisions: Sequence[Decision],
+        constraints: Sequence[Constraint] = (),
+        canonical: Callable[[Genotype], Genotype] = lambda genotype: genotype,
+    ) -> None:
+        """canonical: the genotype that stands for all that are the same network."""
         self.decisions = {decision.name: decision for decision in decisions}
-        self.constraints = tuple(constraints)
+        self.constraints, self.canonical = tuple(constraints), canonical
         if len(self.decisions) != len(decisions):
             raise ValueError(f"a decision is named twice in {[decision.name for decision in decisions]}")
 
@@ -157,7 +163,7 @@ class Space:
 
     def within(self, constraint: Constraint) -> "Space":
         """The members that also keep `constraint`; the space itself stays as it is."""
-        return Space(list(self.decisions.values()), (*self.constraints, constraint))
+        return Space(list(self.decisions.values()), (*self.constraints, constraint), self.canonical)
 
     def _first_allowed(self, draw: Callable[[], Genotype]) -> Genotype:
         nearest, least_excess = None, inf

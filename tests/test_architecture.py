@@ -29,7 +29,7 @@ LAYERS = (
     ("net", "net"),
     ("fitness", "fitness"),
     ("training", "training"),
-    ("what methods share", "two_tower prefix_scoring"),
+    ("what methods share", "two_tower prefix_scoring click_net nasrec_net head_scoring"),
     ("methods", "methods"),
     ("components", "components"),
     ("pipelines", "pipelines"),

@@ -68,6 +68,11 @@ class Method(metaclass=ABCMeta):
         """How a model is trained alone."""
 
     @property
+    def final(self) -> "Method":
+        """The method by which the best candidate is trained once more for the test, where that differs."""
+        return self
+
+    @property
     def paths_per_step(self) -> int:
         """How many paths a step of the supernet trains."""
         return 1

@@ -33,7 +33,7 @@ class Strategy(ABC):
 
     def __init__(self, space: Space, seed: int, first: Sequence[Genotype] = ()) -> None:
         self.space, self.seed = space, seed
-        self.first = tuple({key(genotype): genotype for genotype in first if genotype in space}.values())
+        self.first = tuple({self.name(genotype): genotype for genotype in first if genotype in space}.values())
         self.told: list[Trial] = []
         self.known: set[str] = set()
         self.tellings = 0
@@ -46,11 +46,15 @@ class Strategy(ABC):
     def tell(self, trials: Sequence[Trial]) -> None:
         """Take note of one asked batch's results, in the order asked."""
         self.told.extend(trials)
-        self.known.update(key(trial.genotype) for trial in trials)
+        self.known.update(self.name(trial.genotype) for trial in trials)
         self.tellings += 1
 
     def rng(self) -> Random:
         return Random(f"{type(self).__name__}/{self.seed}/{self.tellings}")
+
+    def name(self, genotype: Genotype) -> str:
+        """What all genotypes of one network have in common."""
+        return key(self.space.canonical(genotype))
 
     def best(self, count: int) -> list[Trial]:
         """The best told trials, ties in the order told."""
@@ -59,7 +63,7 @@ class Strategy(ABC):
 
     def note(self, child: Genotype, *parents: Genotype) -> Genotype:
         """Remember whose child it is, unless it was told before; returns the child."""
-        if key(child) not in self.known:
+        if self.name(child) not in self.known:
             self.parents.setdefault(key(child), parents)
         return child
 
@@ -70,13 +74,13 @@ class Strategy(ABC):
 
     def fresh(self, draw: Callable[[], Genotype], count: int, asked: Sequence[Genotype] = ()) -> list[Genotype]:
         """Up to `count` new genotypes from `draw`, in at most ten draws for each; none told or asked before."""
-        taken = {key(genotype) for genotype in asked}
+        taken = {self.name(genotype) for genotype in asked}
         found: list[Genotype] = []
         for _ in range(10 * count):
             if len(found) == count:
                 break
             genotype = draw()
-            name = key(genotype)
+            name = self.name(genotype)
             if name not in self.known and name not in taken:
                 taken.add(name)
                 found.append(genotype)

@@ -1,0 +1,126 @@
+"""Scores of candidates whose last layer is tuned anew on frozen features (NASRec §4.3).
+
+Rows are read and embedded once for all candidates of a call. A candidate's features are computed once a row, never once
+a tuning step.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nascore import metrics
+from nascore.click_net import Inputs
+from nascore.fitness import Fitness
+from nascore.nasrec_net import NasRecNet
+from nascore.ops import Elastic
+from nascore.plugins import bounded
+from nascore.rows import Data
+from nascore.space import Choice, Genotype
+from nascore.tasks.click import Click
+from nascore.training import Plan
+
+CHUNK = 4_096
+
+
+@dataclass(frozen=True)
+class HeadTuning:
+    """How the last layer of a candidate is tuned before it is scored, by Adagrad.
+
+    Args:
+        batch: Rows of a step; the rows of `Fitness.calibration` are gone through once.
+        learning_rate: Adagrad's.
+        warmup: Share of the steps over which it rises, before half a cosine.
+        clip: Largest norm of the gradient; 0 for none.
+    """
+
+    batch: int = 256
+    learning_rate: float = 0.04
+    warmup: float = 0.1
+    clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        bounded(self, batch=1, learning_rate=0, warmup=0, clip=0)
+
+
+@dataclass
+class _Head:
+    """A candidate's path and its own copy of the last layer, one weight a feature and the bias last."""
+
+    opened: Mapping[str, Choice]
+    weight: Tensor
+    total: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = torch.zeros_like(self.weight)
+
+    def logits(self, feature_BF: Tensor) -> Tensor:
+        return torch.addmv(self.weight[-1:], feature_BF, self.weight[:-1])
+
+    def step(self, feature_BF: Tensor, label_B: Tensor, rate: float, plan: Plan) -> None:
+        """One step of Adagrad on the log loss of a batch."""
+        error_B = (self.logits(feature_BF).sigmoid() - label_B) / len(label_B)
+        gradient = torch.cat([error_B @ feature_BF, error_B.sum()[None]])
+        if plan.clip:
+            gradient *= (plan.clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        self.total += gradient.square()
+        self.weight -= rate * gradient / (self.total.sqrt() + plan.epsilon)
+
+
+class HeadScorer:
+    """Scores genotypes of a net with a last layer, by log loss or AUC on validation rows; higher is better."""
+
+    def __init__(
+        self, net: NasRecNet, task: Click, train: Data, valid: Data, fitness: Fitness, tuning: HeadTuning
+    ) -> None:
+        self.net, self.task, self.train, self.valid, self.fitness = net.eval(), task.eval(), train, valid, fitness
+        steps = min(fitness.calibration, train.rows) // tuning.batch
+        if fitness.calibration and not steps:
+            raise ValueError(
+                f"a last layer is tuned on batches of {tuning.batch} rows; there are {train.rows} to train on"
+            )
+        known = (tuning.batch, max(1, steps), 0, 0, tuning.learning_rate, 0.0, tuning.clip)
+        self.steps, self.plan = steps, Plan(*known, "cosine", "adagrad", tuning.warmup)
+
+    @torch.inference_mode()
+    def __call__(self, genotypes: Sequence[Genotype]) -> list[float]:
+        heads = [self._head(genotype) for genotype in genotypes]
+        step, whole = 0, max(1, CHUNK // self.plan.batch) * self.plan.batch
+        for x, label_B in self._chunks(self.train, self.steps * self.plan.batch, whole):
+            for head in heads:
+                feature_BF = self.net.features(x, head.opened)
+                for place in range(0, len(label_B), self.plan.batch):
+                    part = slice(place, place + self.plan.batch)
+                    rate = self.plan.rate(step + place // self.plan.batch)
+                    head.step(feature_BF[part], label_B[part], rate, self.plan)
+            step += len(label_B) // self.plan.batch
+        rows = self.valid.rows if self.fitness.ranks else min(self.fitness.rows, self.valid.rows)
+        logits: list[list[Tensor]] = [[] for _ in heads]
+        labels: list[Tensor] = []
+        for x, label_B in self._chunks(self.valid, rows, CHUNK):
+            labels.append(label_B)
+            for head, own in zip(heads, logits, strict=True):
+                own.append(head.logits(self.net.features(x, head.opened)))
+        label_R = torch.cat(labels)
+        return [self._judged(torch.cat(own), label_R) for own in logits]
+
+    def _head(self, genotype: Genotype) -> _Head:
+        opened = self.net.opened(self.net.space.mix(genotype))
+        live = {"D": self.net.head_live(opened)}
+        last = self.net.head
+        assert isinstance(last, Elastic)
+        weight, bias = last.kept("weight", live), last.kept("bias", live)
+        return _Head(opened, torch.cat([weight[0], bias]))
+
+    def _chunks(self, data: Data, rows: int, size: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """The first rows of a split, embedded, with their labels."""
+        for row_B in torch.arange(rows, device=data.home).split(size):
+            batch = data.batch(row_B)
+            assert batch.label is not None
+            yield self.net.embed(batch), batch.label.to(torch.get_default_dtype())
+
+    def _judged(self, logit_R: Tensor, label_R: Tensor) -> float:
+        if self.fitness.kind == "auc":
+            return float(metrics.auc(logit_R, label_R))
+        return -float(metrics.log_loss(logit_R, label_R).mean())

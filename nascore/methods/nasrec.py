@@ -1,0 +1,203 @@
+"""NASRec: weight-sharing search over whole click models (Zhang et al., 2023, arXiv v1).
+
+Each block of a model decides its dense and sparse operator, their dimensions, which outputs before it they read, and
+whether its dense output joins the sparse ones (§3). One path is trained a step (§4.1), candidates are scored with their
+last layer tuned anew (§4.3), and regularized evolution searches (§4.4). Where the paper is silent the authors' public
+code fills in; the preset `repo` takes its settings where the two differ. In both, norms are kept in models trained
+alone, as the paper has them in every operator; the public code leaves them out there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, ClassVar, Literal
+
+from nascore.click_net import ClickTraining
+from nascore.fitness import Fitness
+from nascore.head_scoring import HeadScorer, HeadTuning
+from nascore.methods import CACHE, Method, Scorer
+from nascore.nasrec_net import RAW, NasRecNet, alive, dense_reads, fields_read
+from nascore.net import Net
+from nascore.plugins import bounded
+from nascore.rows import Data
+from nascore.samplers import Sampler
+from nascore.samplers.single_operator import SingleOperator
+from nascore.schema import Schema
+from nascore.space import Choice, Decision, Genotype, Space
+from nascore.tasks import Task
+from nascore.tasks.click import Click
+from nascore.training import Plan
+
+Paths = Literal["single_any", "single_single", "any_any"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NASRec(Method):
+    """The paper's space and settings.
+
+    Args:
+        size: full, or small: FC, dot product and EmbedFC only.
+        blocks: Choice blocks of a model.
+        embedding: Width of a category's vector.
+        dense_sizes: The dense dimensions to choose from, the smallest first.
+        sparse_sizes: The numbers of sparse vectors to choose from, the smallest first.
+        tokens: Vectors that a projected dense output becomes.
+        inputs: The most outputs that an operator reads; 0 for any number.
+        operators: Whether a branch of a searched model has one operator or any number.
+        balanced: Whether a dot product maps its fields to about as few as give the dense dimension (§4.2).
+        square_gating: Whether the gate has a weight for each pair of inputs, as in the public code, which makes it the
+            largest of all operators by far.
+        attention: field, the paper's without weights, or transformer, the public code's.
+        fm: Whether a block may add a factorisation machine of its fields to its dense output, as in the public code.
+        norm: Whether operators are normalised.
+        cap: The most rows of a table while candidates are found and compared; what is tested has no limit. 0 for none.
+        paths: How a step's path is drawn: single_any, one operator and any connections; single_single; any_any.
+        steps: Steps of the supernet; the paper's is one epoch of Criteo.
+        batch: Rows of its batches.
+        learning_rate: Adagrad's, for the supernet.
+        warmup: Share of its steps in which the whole supernet may run.
+        candidates: Genotypes that a search scores.
+        fitness: What they are scored by; `calibration` rows tune the last layer.
+        head: How those do.
+        training: How a model is trained alone.
+    """
+
+    size: Literal["full", "small"] = "full"
+    blocks: int = 7
+    embedding: int = 16
+    dense_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    sparse_sizes: tuple[int, ...] = (16, 32, 64)
+    tokens: int = 8
+    inputs: int = 0
+    operators: Literal["single", "any"] = "single"
+    balanced: bool = True
+    square_gating: bool = False
+    attention: Literal["field", "transformer"] = "field"
+    fm: bool = False
+    norm: bool = True
+    cap: int = 500_000
+    paths: Paths = "single_any"
+    steps: int = 143_000
+    batch: int = 256
+    learning_rate: float = 0.04
+    warmup: float = 0.25
+    candidates: int = 1_664
+    fitness: Fitness = Fitness(rows=1_228_800, batch=8_192, calibration=128_000)
+    head: HeadTuning = HeadTuning()
+    training: ClickTraining = ClickTraining()
+
+    apart: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "repo": {
+            "dense_sizes": (16, 32, 64, 128, 256, 512, 768, 1024),
+            "sparse_sizes": (16, 32, 48, 64),
+            "inputs": 4,
+            "square_gating": True,
+            "attention": "transformer",
+            "fm": True,
+            "steps": 71_625,
+            "batch": 512,
+            "learning_rate": 0.12,
+            "warmup": 0.21,
+            "candidates": 2_048,
+            "training": {"learning_rate": 0.12, "batch": 512},
+        }
+    }
+
+    def __post_init__(self) -> None:
+        bounded(self, blocks=1, embedding=1, tokens=1, inputs=0, cap=0, steps=1, batch=1, warmup=0, candidates=1)
+        for name in ("dense_sizes", "sparse_sizes"):
+            sizes = getattr(self, name)
+            if not sizes or list(sizes) != sorted({*sizes}) or sizes[0] < 1:
+                raise ValueError(f"NASRec: {name} must be one or more sizes, the smallest first, not {sizes}")
+        if self.cap == 1:
+            raise ValueError(
+                "NASRec: a table needs 2 rows or more, one of them for missing values: cap is 0 or above 1"
+            )
+
+    def space(self, schema: Schema) -> Space:
+        full = self.size == "full"
+        inner = ceil((2 * self.dense_sizes[-1]) ** 0.5) if self.balanced else 0
+        gating = "gating:square=true" if self.square_gating else "gating"
+        attention = "field_attention" if self.attention == "field" else "field_transformer"
+        dense = ("fc", *((gating, "add") if full else ()), f"dot:{inner}")
+        sparse = ("embed_fc", *((attention,) if full else ()))
+        most = (len(dense), len(sparse)) if self.operators == "any" else (1, 1)
+        decisions: list[Decision] = []
+        for number in range(1, self.blocks + 1):
+            before = (RAW, *map(str, range(1, number)))
+            inputs = min(len(before), self.inputs or len(before))
+            decisions += [
+                Decision(f"{number}/dense/op", dense, most=most[0]),
+                Decision(f"{number}/dense/size", tuple(map(str, self.dense_sizes))),
+                Decision(f"{number}/dense/from", before, most=inputs),
+                Decision(f"{number}/left", before),
+                Decision(f"{number}/right", before),
+                Decision(f"{number}/sparse/op", sparse, most=most[1]),
+                Decision(f"{number}/sparse/size", tuple(map(str, self.sparse_sizes))),
+                Decision(f"{number}/sparse/from", before, most=inputs),
+                Decision(f"{number}/merge", ("project",), 0, 1),
+                *([Decision(f"{number}/fm", ("fm",), 0, 1)] if self.fm else []),
+            ]
+        if not full:
+            decisions = [one for one in decisions if not one.name.endswith(("left", "right"))]
+        return Space(decisions, canonical=self.canonical)
+
+    def canonical(self, genotype: Genotype) -> Genotype:
+        """The genotype with every decision that the logit does not hang on at its first option."""
+        live, kept = alive(genotype, self.blocks), dict[str, Choice]()
+        for number in range(1, self.blocks + 1):
+            block = str(number)
+            if (block, "dense") in live:
+                names = ("dense/op", "dense/size", "fm")
+                kept |= {f"{block}/{name}": genotype.get(f"{block}/{name}", ()) for name in names}
+                kept |= {name: genotype[name] for name in dense_reads(genotype, block)}
+            if (block, "fields") in live:
+                kept |= {f"{block}/{name}": genotype[f"{block}/{name}"] for name in ("sparse/op", "sparse/size")}
+            if fields_read(genotype, block, live):
+                kept[f"{block}/sparse/from"] = genotype[f"{block}/sparse/from"]
+            if (block, "sparse") in live:
+                kept[f"{block}/merge"] = genotype[f"{block}/merge"]
+        return {name: kept.get(name, self._first(name)) for name in genotype}
+
+    def _first(self, name: str) -> Choice:
+        about = name.partition("/")[2]
+        first = {
+            "dense/op": "fc",
+            "sparse/op": "embed_fc",
+            "dense/size": str(self.dense_sizes[0]),
+            "sparse/size": str(self.sparse_sizes[0]),
+        }
+        return () if about in ("merge", "fm") else (first.get(about, RAW),)
+
+    def net(self, schema: Schema, space: Space) -> Net:
+        return NasRecNet(self, schema, space)
+
+    def sampler(self, space: Space, seed: int) -> Sampler:
+        operators: Literal["single", "any"] = "any" if self.paths == "any_any" else "single"
+        connections: Literal["single", "any"] = "single" if self.paths == "single_single" else "any"
+        return SingleOperator(space, seed, operators, connections, round(self.warmup * self.steps))
+
+    def task(self, schema: Schema) -> Click:
+        return self.training.task()
+
+    @property
+    def train(self) -> Plan:
+        training = self.training
+        known = (self.batch, self.steps, 0, 0, self.learning_rate, 0.0, training.clip)
+        return Plan(*known, "cosine", "adagrad", training.warmup)
+
+    @property
+    def retrain(self) -> Plan:
+        return self.training.alone()
+
+    @property
+    def final(self) -> "NASRec":
+        return replace(self, cap=0)
+
+    def tunables(self) -> Space:
+        return Space(ClickTraining.tunables)
+
+    def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
+        assert isinstance(net, NasRecNet) and isinstance(task, Click)
+        return HeadScorer(net, task, train, valid, self.fitness, self.head)

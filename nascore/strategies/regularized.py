@@ -1,0 +1,47 @@
+"""Regularized evolution whose mutations become fewer as it goes on (Real et al., 2019; NASRec §4.4 and 5.1)."""
+
+from collections.abc import Sequence
+
+from nascore.plugins import bounded
+from nascore.space import Genotype, Space
+from nascore.strategies import Strategy
+
+
+class Regularized(Strategy):
+    """The last `population` of all told are alive, however good they are.
+
+    A parent is the best of `sample` of them; `children` are told at a time. A child differs from its parent in
+    `mutations` decisions, one fewer after every `decay` batches of children, but always in one.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        seed: int,
+        first: Sequence[Genotype] = (),
+        population: int = 64,
+        sample: int = 32,
+        children: int = 16,
+        mutations: int = 5,
+        decay: int = 20,
+    ) -> None:
+        super().__init__(space, seed, first)
+        self.population, self.sample, self.children = population, sample, children
+        self.mutations, self.decay = mutations, decay
+        bounded(self, population=1, sample=1, children=1, mutations=1, decay=1)
+        self.changeable = sum(decision.size() > 1 for decision in space.decisions.values())
+
+    def ask(self) -> list[Genotype]:
+        rng = self.rng()
+        if not self.told:
+            return self.opening(self.population, rng)
+        living = [trial for trial in self.told[-self.population :] if trial.score is not None]
+        times = min(self.changeable, max(1, self.mutations - (self.tellings - 1) // self.decay))
+
+        def mutated() -> Genotype:
+            met = rng.sample(living, min(self.sample, len(living)))
+            parent = max(met, key=lambda trial: trial.score or 0.0).genotype
+            return self.note(self.space.mutate(parent, rng, times=times), parent)
+
+        children = self.fresh(mutated, self.children) if living and times else []
+        return children + self.fresh(lambda: self.space.sample(rng), self.children - len(children), children)

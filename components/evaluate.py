@@ -1,6 +1,6 @@
 """The only reader of the test split: found models and rivals, once each, with intervals and paired comparisons.
 
-Of the candidates of a budget and strategy the one with the best mean validation value is the found model. Intervals
+Intervals
 resample users and seeds together; a paired comparison resamples users, whose values are means over seeds, and gives the
 p-value of the paired t-test.
 """
@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
-from components.finalists import Finalist, finalists
+from components.finalists import Finalist, contenders, trained
 from components.run import Run
 from nascore import plugins
 from nascore.cost import UNITS
@@ -36,24 +36,6 @@ def main(run: Run) -> None:
     print(f"  {report['verdict']}", flush=True)
 
 
-def contenders(run: Run) -> list[Finalist]:
-    """Of the finalists of each budget and strategy the one with the best mean validation value, then the rivals."""
-    best: dict[tuple[str, str], tuple[float, Finalist]] = {}
-    everyone = finalists(run)
-    for one in everyone:
-        if one.role == "found":
-            value = float(np.mean([_result(run, one.model_id, seed)["value"] for seed in run.seeds]))
-            group = (one.budget, one.strategy)
-            if group not in best or value > best[group][0]:
-                best[group] = value, one
-    return [*(one for _, one in best.values()), *(one for one in everyone if one.role != "found")]
-
-
-def _result(run: Run, model_id: str, seed: int) -> dict[str, Any]:
-    known: dict[str, Any] = (run.folder / f"retrain/{model_id}/part=0/seed={seed}").read_json("result.json")
-    return known
-
-
 def measure(run: Run, contender: Finalist, seed: int, test: Data) -> Scores:
     """One retrained model on the test split."""
     method, schema = contender.method, run.schema
@@ -62,7 +44,7 @@ def measure(run: Run, contender: Finalist, seed: int, test: Data) -> Scores:
     load(
         supernet,
         task,
-        (run.folder / f"retrain/{contender.model_id}/part=0/seed={seed}").read_tensors("weights.safetensors"),
+        (run.folder / trained(contender, seed)).read_tensors("weights.safetensors"),
     )
     supernet.eval()
     task.eval()
@@ -83,7 +65,8 @@ def units(run: Run, scores: dict[str, list[Scores]]) -> pa.Table:
 
 def compare(run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]]) -> dict[str, Any]:
     """The report: one row a model and metric, found against rivals, and what to conclude."""
-    headline = run.method.task(run.schema).headline
+    task = run.method.task(run.schema)
+    headline = task.headline
     rows, paired = [], []
     for contender in contenders:
         cost = contender.method.price(run.schema)(contender.genotype, "")
@@ -117,7 +100,7 @@ def compare(run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]
         "protocol": scores[contenders[0].model_id][0].protocol,
         "leaks": plugins.load("protocols", run.protocol).leaks,
         "headline": headline,
-        "verdict": verdict(contenders, rows, paired, headline),
+        "verdict": verdict(contenders, rows, paired, headline, headline in task.lower),
         "rows": rows,
         "paired": paired,
         "models": {
@@ -169,19 +152,26 @@ def against(a: Values, b: Values) -> dict[str, float]:
     return {"delta": float(difference.mean()), "low": float(low), "high": float(high), "p": p}
 
 
-def verdict(contenders: list[Finalist], rows: list[dict[str, Any]], paired: list[dict[str, Any]], headline: str) -> str:
-    """Whether the first found model beats the best rival, in one sentence."""
+def verdict(
+    contenders: list[Finalist],
+    rows: list[dict[str, Any]],
+    paired: list[dict[str, Any]],
+    headline: str,
+    lower: bool = False,
+) -> str:
+    """Whether the first found model beats the best rival, in one sentence. lower: whether less is better."""
     value = {row["model"]: row["value"] for row in rows if row["metric"] == headline}
     first = contenders[0]
     baselines = [contender.label for contender in contenders if contender.role == "baseline"]
     if not baselines:
         return f"{first.label} reaches {headline} {value[first.label]:.4f}; there was no rival to compare it with."
-    best = max(baselines, key=lambda label: value[label])
+    best = (min if lower else max)(baselines, key=lambda label: value[label])
     pair = next(one for one in paired if one["a"] == first.label and one["b"] == best)
     told = f"{headline} {value[first.label]:.4f} against {value[best]:.4f} of {best}, difference {pair['delta']:+.4f}"
     told += f" [{pair['low']:+.4f}, {pair['high']:+.4f}], p = {pair['p']:.2g}"
-    if pair["low"] > 0:
+    better, worse = pair["low"] > 0, pair["high"] < 0
+    if worse if lower else better:
         return f"{first.label} beats the best rival: {told}."
-    if pair["high"] < 0:
+    if better if lower else worse:
         return f"{first.label} did not beat the best rival here but fell behind it: {told}."
     return f"{first.label} did not beat the best rival here: {told}."

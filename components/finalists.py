@@ -1,12 +1,13 @@
 """The models that are trained anew and tested: the candidates of each budget and strategy, and the rivals, as tuned."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from components.folder import Folder
 from components.run import Run
+from nascore import plugins
 from nascore.methods import Method
 from nascore.space import Genotype, parse
 
@@ -46,6 +47,32 @@ def finalists(run: Run) -> list[Finalist]:
     return found
 
 
+def contenders(run: Run) -> list[Finalist]:
+    """What is tested: of each budget and strategy the candidate that is best on validation rows, then the rivals.
+
+    The mean over seeds counts. Where a method has a `final` form, that is what is trained and tested of the best.
+    """
+    best: dict[tuple[str, str], tuple[float, Finalist]] = {}
+    everyone = finalists(run)
+    for one in everyone:
+        if one.role == "found":
+            values = [(run.folder / trained(one, seed)).read_json("result.json")["value"] for seed in run.seeds]
+            value, group = sum(values) / len(values), (one.budget, one.strategy)
+            if group not in best or value > best[group][0]:
+                best[group] = value, one
+    chosen = []
+    for _, one in best.values():
+        final = one.method.final
+        known = one.model_id if final == one.method else final.model_id(one.genotype, run.schema.split_digest)
+        chosen.append(replace(one, method=final, model_id=known))
+    return [*chosen, *(one for one in everyone if one.role != "found")]
+
+
+def trained(one: Finalist, seed: int) -> str:
+    """The folder of a finalist's training, below the run's."""
+    return f"retrain/{one.model_id}/part=0/seed={seed}"
+
+
 def settings(run: Run) -> Mapping[str, Mapping[str, str]]:
     """What `tune` chose: settings by dotted name, for each budget of ours and for each rival by its model id."""
     folder = run.folder / "tune"
@@ -53,6 +80,15 @@ def settings(run: Run) -> Mapping[str, Mapping[str, str]]:
         return {}
     chosen: dict[str, Any] = {one["of"]: one["settings"] for one in folder.read_json("tuned.json")["methods"]}
     return chosen
+
+
+def of_specs(rivals: Iterable[str], training: Any) -> list[Method]:
+    """Rivals by their specs; those that are trained by the same kind of settings as ours are given ours."""
+    methods: list[Method] = []
+    for spec in rivals:
+        names = {known.name for known in fields(plugins.load("methods", spec.partition(":")[0]))}
+        methods.append(plugins.build("methods", spec, **({"training": training} if "training" in names else {})))
+    return methods
 
 
 def genotypes(text: str) -> list[Genotype]:

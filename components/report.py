@@ -51,8 +51,12 @@ def heading(told: Told, titles: Sequence[str]) -> str:
         "Data": run.dataset,
         "Protocol": told.report.get("protocol", schema.protocol),
         "Rows": " · ".join(f"{split} {rows:,}" for split, rows in schema.rows.items()),
-        "Users": " · ".join(users),
-        "Items": f"{schema.items - 1:,}",
+        "Users": " · ".join(users) if schema.user else "",
+        "Items": f"{schema.items - 1:,}" if schema.item else "",
+        "Click rate": " · ".join(
+            f"{split} {positive / schema.rows[split]:.4f}" for split, positive in about.get("positive_in", {}).items()
+        ),
+        "Features": "" if schema.user else f"{len(schema.columns)}, of {sum(c.size for c in schema.columns):,} ids",
         "Split digest": schema.split_digest[:12],
         "Budgets": "; ".join(limits),
         "Strategies": ", ".join(run.strategies),

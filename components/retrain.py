@@ -1,6 +1,12 @@
-"""The best candidates of every strategy and budget, and every rival, trained anew from several seeds."""
+"""The best candidates of every strategy and budget, and every rival, trained anew from several seeds.
 
-from components.finalists import finalists
+Where a method has a `final` form (NASRec: tables without a limit), the best of a budget's and strategy's candidates is
+then trained once more in that form.
+"""
+
+from collections.abc import Iterable
+
+from components.finalists import Finalist, contenders, finalists, trained
 from components.run import Run
 from components.workers import Job, train_all
 
@@ -8,11 +14,16 @@ from components.workers import Job, train_all
 def main(run: Run) -> None:
     """Train every model from every seed into `<model_id>/part=0/seed=<n>`."""
     with run.stage("retrain", resumes=True) as folder:
-        unique = {one.model_id: one for one in finalists(run)}
-        jobs = [
-            Job.of(f"retrain/{model_id}/part=0/seed={seed}", one.method, one.genotype, seed, run.refit)
-            for model_id, one in unique.items()
-            for seed in run.seeds
-        ]
-        folder.write_json("models.json", list(unique))
+        first = {one.model_id: one for one in finalists(run)}
+        _train(run, first.values())
+        last = {one.model_id: one for one in contenders(run) if one.model_id not in first}
+        _train(run, last.values())
+        folder.write_json("models.json", [*first, *last])
+
+
+def _train(run: Run, models: Iterable[Finalist]) -> None:
+    jobs = [
+        Job.of(trained(one, seed), one.method, one.genotype, seed, run.refit) for one in models for seed in run.seeds
+    ]
+    if jobs:
         train_all(run, "retrain", jobs)

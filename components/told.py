@@ -6,6 +6,7 @@ from typing import Any
 from components.run import Run
 
 SMALLER_IS_BETTER = ("loss", "log_loss")
+NEAREST_TO_ONE = ("calibration",)
 Row = dict[str, Any]
 
 
@@ -56,6 +57,8 @@ class Told:
 
 
 def loss(row: Row) -> float:
-    """The row's value, negated unless smaller is better."""
+    """The row's value, negated unless smaller is better; the distance from 1 of a ratio that should be 1."""
     kind = row["metric"].partition("/")[0].partition("@")[0]
+    if kind in NEAREST_TO_ONE:
+        return abs(float(row["value"]) - 1)
     return float(row["value"]) if kind in SMALLER_IS_BETTER else -float(row["value"])

@@ -21,7 +21,7 @@ from nascore.space import Choice, Genotype
 from nascore.tasks.click import Click
 from nascore.training import Plan
 
-CHUNK = 4_096
+CHUNK = 1_024
 
 
 @dataclass(frozen=True)

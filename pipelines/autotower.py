@@ -1,10 +1,7 @@
 """AutoTower: search a two-tower retrieval model under a budget, retrain the best, test them against tuned rivals."""
 
-from dataclasses import fields
-
-from components.finalists import genotypes
+from components.finalists import genotypes, of_specs
 from components.run import STAGES, Diagnosis, Run, Tuning, Workers
-from nascore import plugins
 from nascore.datasets import OnBadRow
 from nascore.methods.autotower import AutoTower
 
@@ -53,18 +50,13 @@ def autotower(
         workers: What the stages may use of the cluster.
         stages: The stages to run, in order.
     """
-    others = []
-    for rival in rivals:
-        names = {known.name for known in fields(plugins.load("methods", rival.partition(":")[0]))}
-        shared = {"training": method.training} if "training" in names else {}
-        others.append(plugins.build("methods", rival, **shared))
     return Run(
         root=root,
         dataset=dataset,
         raw=raw,
         protocol=protocol,
         on_bad_row=on_bad_row,
-        methods=(method, *others),
+        methods=(method, *of_specs(rivals, method.training)),
         strategies=strategies,
         budgets=budgets,
         keep=keep,

@@ -17,6 +17,7 @@ import torch
 from components import prepare
 from components.run import Run
 from nascore.methods import Method
+from nascore.methods.dnn import Dnn
 from nascore.methods.popularity import Popularity
 
 torch.set_num_threads(1)
@@ -131,6 +132,15 @@ def prepared(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
         return runs[protocol]
 
     return run_of
+
+
+@pytest.fixture(scope="session")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run over planted clicks, 1,600 rows to train on, whose `prepare` stage is done: only to be read."""
+    root = str(tmp_path_factory.mktemp("runs") / "clicks")
+    run = Run(root=root, dataset="planted_clicks:rows=2000", raw="", methods=(Dnn(),), protocol="stratified")
+    prepare.main(run)
+    return run
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from math import ceil
 from typing import Any, ClassVar, Literal
 
 from nascore.click_net import ClickTraining
+from nascore.cost import Cost
 from nascore.fitness import Fitness
 from nascore.head_scoring import HeadScorer, HeadTuning
 from nascore.methods import CACHE, Method, Scorer
-from nascore.nasrec_net import RAW, NasRecNet, alive, dense_reads, fields_read
+from nascore.nasrec_net import PAIRED, RAW, NasRecNet, alive, dense_reads, fields_read, kind
 from nascore.net import Net
 from nascore.plugins import bounded
 from nascore.rows import Data
@@ -87,6 +88,7 @@ class NASRec(Method):
     training: ClickTraining = ClickTraining()
 
     apart: ClassVar[bool] = True
+    budgets: ClassVar[Mapping[str, str]] = {"whole": ""}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "repo": {
             "dense_sizes": (16, 32, 64, 128, 256, 512, 768, 1024),
@@ -195,9 +197,86 @@ class NASRec(Method):
     def final(self) -> "NASRec":
         return replace(self, cap=0)
 
+    def paper_meter(self, schema: Schema, genotype: Genotype) -> dict[str, Cost]:
+        """A model's cost as the paper's figures count it: fvcore on the public code's net, norms left out.
+
+        "linear", "bmm", the "attention" cores that fvcore misses, and the weights of "dead" parts. There, operators
+        have no projection where widths agree, inputs of Sum and Gating are padded to the wider one, and a dot product
+        has an inner width for each dimension.
+        """
+        return _PaperMeter(self, schema, genotype).costs()
+
     def tunables(self) -> Space:
         return Space(ClickTraining.tunables)
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         assert isinstance(net, NasRecNet) and isinstance(task, Click)
         return HeadScorer(net, task, train, valid, self.fitness, self.head)
+
+
+class _PaperMeter:
+    """Counts one model of the public code, block by block."""
+
+    def __init__(self, method: NASRec, schema: Schema, genotype: Genotype) -> None:
+        self.genotype, self.blocks, self.tokens, self.width = genotype, method.blocks, method.tokens, method.embedding
+        numbers = sum(column.kind == "number" for column in schema.columns)
+        self.dense = {RAW: max(1, numbers)}
+        self.sparse = {RAW: len(schema.columns) - numbers}
+        self.totals = {"linear": Cost(), "bmm": Cost(), "attention": Cost(), "dead": Cost()}
+        self.live = True
+
+    def costs(self) -> dict[str, Cost]:
+        live = alive(self.genotype, self.blocks)
+        for number in range(1, self.blocks + 1):
+            block = str(number)
+            dense, fields = (int(self.genotype[f"{block}/{side}/size"][0]) for side in ("dense", "sparse"))
+            merges = bool(self.genotype[f"{block}/merge"])
+            self.dense[block], self.sparse[block] = dense, fields + self.tokens * merges
+            inputs = sum(self.sparse[source] for source in self.genotype[f"{block}/sparse/from"])
+            self.live = (block, "fields") in live
+            for option in self.genotype[f"{block}/sparse/op"]:
+                self._fields(kind(option), inputs, fields)
+            self.live = (block, "dense") in live
+            for option in self.genotype[f"{block}/dense/op"]:
+                self._dense(kind(option), block, inputs, dense)
+            if self.genotype.get(f"{block}/fm") and self.width != dense:
+                self._linear(self.width, dense)
+            self.live = (block, "sparse") in live
+            if merges and dense != self.tokens * self.width:
+                self._linear(dense, self.tokens * self.width)
+        self._linear(self.dense[block] + self.width * self.sparse[block], 1)
+        return self.totals
+
+    def _linear(self, inputs: int, outputs: int, times: int = 1) -> None:
+        self._add("linear", inputs * outputs + outputs, inputs * outputs * times)
+
+    def _add(self, name: str, params: int, macs: int) -> None:
+        self.totals[name if self.live else "dead"] += Cost(params, 0, macs if self.live else 0)
+
+    def _fields(self, option: str, inputs: int, fields: int) -> None:
+        self._linear(inputs, fields, self.width)
+        if option != "embed_fc":
+            for _ in range(6):
+                self._linear(self.width, self.width, fields)
+            self._add("linear", 4 * self.width, 0)  # two norms that always stay
+            self._add("attention", 0, 2 * fields**2 * self.width)
+
+    def _dense(self, option: str, block: str, fields: int, dense: int) -> None:
+        if option in PAIRED:
+            left, right = (self.dense[self.genotype[f"{block}/{side}"][0]] for side in ("left", "right"))
+            if option == "gating":
+                self._linear(max(left, right), max(left, right))
+            if max(left, right) != dense:
+                self._linear(max(left, right), dense)
+            return
+        inputs = sum(self.dense[source] for source in self.genotype[f"{block}/dense/from"])
+        if option == "fc":
+            self._linear(inputs, dense)
+            return
+        vectors = round((2 * dense) ** 0.5)
+        if inputs != self.width:
+            self._linear(inputs, self.width)
+        if fields != vectors:
+            self._linear(fields, vectors, self.width)
+        self._add("bmm", 0, (vectors + 1) ** 2 * self.width)
+        self._linear((vectors + 1) * vectors // 2, dense)

@@ -8,7 +8,11 @@ from nascore.ops import EVERY, Elastic, Live, weights
 
 
 class FieldAttention(Elastic):
-    """softmax(X Xt / sqrt(E)) X over N fields, then Linear(N -> M), norm over M."""
+    """Linear(N -> M), norm, softmax(X Xt / sqrt(E)) X over the M vectors, norm.
+
+    The paper maps outputs (§3.2) or inputs (§3.1) to the dimension; with the N inputs of a supernet attended to, its
+    cost would be that of N x N products.
+    """
 
     signature: ClassVar[str] = "BEN -> BEM"
     examples: ClassVar[tuple[str, ...]] = ("field_attention", "field_attention:norm=false")
@@ -19,16 +23,17 @@ class FieldAttention(Elastic):
         self.map = weights(N, M, bias=not norm)
         self.axes = {"map.weight": "MN"}
         if norm:
-            self.norm = nn.LayerNorm(M)
-            self.axes |= {"norm.weight": "M", "norm.bias": "M"}
+            self.map_norm, self.norm = nn.LayerNorm(M), nn.LayerNorm(M)
+            self.axes |= {f"{name}.{part}": "M" for name in ("map_norm", "norm") for part in ("weight", "bias")}
         else:
             self.axes |= {"map.bias": "M"}
 
     def forward(self, x_BEN: Tensor, live: Live = EVERY) -> Tensor:
-        score_BNN = x_BEN.transpose(1, 2) @ x_BEN / x_BEN.shape[1] ** 0.5
-        mixed_BEN = x_BEN @ score_BNN.softmax(2).transpose(1, 2)
-        return self.normed("norm", self.linear("map", mixed_BEN, live), live)
+        x_BME = self.normed("map_norm", self.linear("map", x_BEN, live), live).transpose(1, 2)
+        score_BMM = (x_BME / x_BME.shape[2] ** 0.5) @ x_BME.transpose(1, 2)
+        mixed_BME = score_BMM.softmax(2) @ x_BME
+        return self.normed("norm", mixed_BME.transpose(1, 2), live)
 
     def macs(self, live: Live = EVERY) -> int:
         outputs, fields = self.shape("map.weight", live)
-        return len(live.get("E", range(self.width))) * (outputs * fields + 2 * fields * fields)
+        return len(live.get("E", range(self.width))) * (outputs * fields + 2 * outputs**2)

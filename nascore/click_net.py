@@ -70,6 +70,7 @@ class ClickTraining:
         weight_decay: L2 penalty on weights of two or more dimensions; of tables, on the rows that a step touches.
         clip: Largest norm of the joined gradient, tables included; 0 for none.
         warmup: Share of the steps over which the learning rate rises.
+        epsilon: Adagrad's; the public code's 0.01 is large beside the gradients of small data.
         epochs: The most epochs.
         patience: Epochs without a better validation loss after which it ends.
     """
@@ -79,12 +80,14 @@ class ClickTraining:
     weight_decay: float = 0.0
     clip: float = 5.0
     warmup: float = 0.1
+    epsilon: float = 1e-2
     epochs: int = 1
     patience: int = 2
 
     tunables: ClassVar[tuple[Decision, ...]] = (
-        Decision("training.learning_rate", ("0.1", "0.01", "0.03", "0.3")),
-        Decision("training.weight_decay", ("0.0", "1e-6", "1e-5", "1e-4")),
+        Decision("training.learning_rate", ("0.1", "0.03", "0.01", "0.003")),
+        Decision("training.epsilon", ("1e-2", "1e-3", "1e-4")),
+        Decision("training.weight_decay", ("0.0", "1e-3", "1e-2")),
     )
 
     def __post_init__(self) -> None:
@@ -96,4 +99,4 @@ class ClickTraining:
     def alone(self) -> Plan:
         """The plan of one model's own training."""
         known = (self.batch, 0, self.epochs, self.patience, self.learning_rate, self.weight_decay, self.clip)
-        return Plan(*known, "cosine", "adagrad", self.warmup)
+        return Plan(*known, "cosine", "adagrad", self.warmup, self.epsilon)

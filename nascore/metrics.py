@@ -55,7 +55,7 @@ def auc_influence(score_B: Tensor, label_B: Tensor) -> Tensor:
     """
     placed_B, positive_B = _placement(score_B, label_B), label_B > 0
     area = placed_B[positive_B].mean()
-    positives = positive_B.sum()
+    positives = positive_B.sum().double()
     share_B = torch.where(positive_B, len(label_B) / positives, len(label_B) / (len(label_B) - positives))
     return area + share_B * (placed_B - area)
 

@@ -34,6 +34,14 @@ TINY: Mapping[str, Mapping[str, Any]] = {
     "itemknn": {"neighbours": 7, "shrinkage": 0.0},
     "ease": {"regularization": 1.0},
     "dnn": {"embedding": 4, "width": 8, "depth": 1},
+    "logistic_regression": {"training": {"batch": 64}},
+    "fm": {"embedding": 3},
+    "wide_deep": {"embedding": 4, "width": 8, "depth": 1},
+    "deepfm": {"embedding": 4, "width": 8, "depth": 0},
+    "dcnv2": {"embedding": 3, "width": 8, "depth": 1, "layers": 1, "structure": "stacked"},
+    "xdeepfm": {"embedding": 3, "width": 8, "depth": 1, "layers": 2, "maps": 5, "split": False},
+    "autoint": {"embedding": 3, "width": 8, "depth": 1, "layers": 1, "heads": 3, "attention": 2},
+    "dlrm": {"embedding": 3, "width": 8},
     "nasrec": {
         "blocks": 3,
         "embedding": 4,
@@ -46,9 +54,10 @@ TINY: Mapping[str, Mapping[str, Any]] = {
         "square_gating": True,
         "fm": True,
         "cap": 5,
-        "warmup": 0.0,
     },
 }
+QUICK: Mapping[str, Mapping[str, Any]] = {"nasrec": {"warmup": 0.0}}
+"""What spares the largest settings their most costly steps; the tiny ones take them."""
 COUNTED = ("linear", "addmm", "mm", "matmul", "bmm", "einsum", "conv")
 
 
@@ -92,7 +101,9 @@ def settings(name: str) -> list[str]:
 
 def built(name: str, setting: str) -> Method:
     room = plugins.load("methods", name)
-    return from_json({"name": name, **{"default": {}, "tiny": TINY.get(name, {}), **room.presets}[setting]})
+    known = {"default": {}, "tiny": TINY.get(name, {}), **room.presets}[setting]
+    quick = {} if setting == "tiny" else QUICK.get(name, {})
+    return from_json({"name": name, **known, **quick})
 
 
 @pytest.fixture(

@@ -34,6 +34,7 @@ PINNED = {
     "evolution": "0dc9e4669c09",
     "nsga2": "7c50ad7a83d7",
     "random": "587a93443754",
+    "regularized": "0b6e1c741af8",
     "reinforce": "33141e7166b7",
     "tpe": "83960eef00a6",
 }

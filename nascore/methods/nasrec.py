@@ -187,7 +187,7 @@ class NASRec(Method):
     def train(self) -> Plan:
         training = self.training
         known = (self.batch, self.steps, 0, 0, self.learning_rate, 0.0, training.clip)
-        return Plan(*known, "cosine", "adagrad", training.warmup)
+        return Plan(*known, "cosine", "adagrad", training.warmup, training.epsilon)
 
     @property
     def retrain(self) -> Plan:

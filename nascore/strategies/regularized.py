@@ -11,7 +11,8 @@ class Regularized(Strategy):
     """The last `population` of all told are alive, however good they are.
 
     A parent is the best of `sample` of them; `children` are told at a time. A child differs from its parent in
-    `mutations` decisions, one fewer after every `decay` batches of children, but always in one.
+    `mutations` decisions, one fewer after every `decay` batches of children, but always in one; never in more than a
+    quarter of all decisions, where the space has fewer than the paper's.
     """
 
     def __init__(
@@ -36,12 +37,12 @@ class Regularized(Strategy):
         if not self.told:
             return self.opening(self.population, rng)
         living = [trial for trial in self.told[-self.population :] if trial.score is not None]
-        times = min(self.changeable, max(1, self.mutations - (self.tellings - 1) // self.decay))
+        times = min(self.changeable // 4, self.mutations - (self.tellings - 1) // self.decay)
 
         def mutated() -> Genotype:
             met = rng.sample(living, min(self.sample, len(living)))
             parent = max(met, key=lambda trial: trial.score or 0.0).genotype
-            return self.note(self.space.mutate(parent, rng, times=times), parent)
+            return self.note(self.space.mutate(parent, rng, times=max(1, times)), parent)
 
-        children = self.fresh(mutated, self.children) if living and times else []
+        children = self.fresh(mutated, self.children) if living and self.changeable else []
         return children + self.fresh(lambda: self.space.sample(rng), self.children - len(children), children)

@@ -70,9 +70,10 @@ class Click(Task):
 
 
 def grouped(value_B: NDArray[np.float64], units: int) -> NDArray[np.float64]:
-    """Values of rows as those of `units` groups, the k-th row in group k mod units; the mean stays the same."""
+    """Values of rows as those of `units` groups, the k-th row in group k mod units; mean and its variance stay."""
     if len(value_B) == units:
         return value_B
-    total = np.bincount(np.arange(len(value_B)) % units, weights=value_B, minlength=units)
-    shared: NDArray[np.float64] = total * units / len(value_B)
+    mean = value_B.mean()
+    apart = np.bincount(np.arange(len(value_B)) % units, weights=value_B - mean, minlength=units)
+    shared: NDArray[np.float64] = mean + apart * units / len(value_B)
     return shared

@@ -224,7 +224,9 @@ class Reference(nn.Module):
                     names = ("query", "key", "value") if "in_proj" in path else ("mixed",)
                     value.copy_(torch.cat([known[f"{ours}.{one}.{last}"] for one in names]))
                 else:
-                    renamed = path.replace("add.map.weight", "add.left.weight").replace("add.map.bias", "add.right.bias")
+                    renamed = path.replace("add.map.weight", "add.left.weight").replace(
+                        "add.map.bias", "add.right.bias"
+                    )
                     value.copy_(known[f"block.{name}.{renamed}"])
         dense = self.blocks[name].most["dense"]
         weight, width = known["head.weight"], known["tables.weight"].shape[1]

@@ -1,8 +1,8 @@
 """`python -m benchmarks.ranking --config FILE`: how well supernets of several settings rank, by each fitness.
 
 Genotypes drawn uniformly from the first budget are trained alone; supernets with the settings asked for are trained for
-each number of steps and score the same genotypes. Even genotypes are for choosing settings, odd ones for the figure to
-report. What is done stays in the folder, so the same command continues an interrupted one. docs/ranking.md shows its
+each number of steps and score the same genotypes. Tau and Pearson's rho are against the mean of a genotype's own
+trainings; where settings are chosen, even genotypes are for that and odd ones, the second half, for the figure to report. What is done stays in the folder, so the same command continues an interrupted one. docs/ranking.md shows its
 output.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy.stats import pearsonr
 
 from components import prepare
 from components.diagnose import draw, judged
@@ -22,7 +23,8 @@ from nascore.space import Genotype
 from nascore.training import Fit
 from pipelines.__main__ import parse as parse_run
 
-KINDS = ("objective", "loss@1", "recall@50")
+KINDS = {"autotower": ("objective", "loss@1", "recall@50"), "nasrec": ("objective", "auc")}
+PARTS = slice(0, None, 2), slice(1, None, 2)
 
 
 def alone(task: tuple[str, Genotype, int]) -> float:
@@ -35,7 +37,7 @@ def alone(task: tuple[str, Genotype, int]) -> float:
 
 
 def scored(task: tuple[str, list[Genotype], str, int]) -> dict[str, list[float]]:
-    """The genotypes' scores by each fitness, with calibration and without, of one supernet."""
+    """The genotypes' scores by each fitness, with and without what is done anew for each of them, of one supernet."""
     root, genotypes, variant, steps = task
     run = Run.load(root)
     folder, name = run.folder / "ranking", f"{variant or 'paper'}-{steps}.json"
@@ -51,17 +53,18 @@ def scored(task: tuple[str, list[Genotype], str, int]) -> dict[str, list[float]]
     Fit(supernet, net_task, train, method.train, run.seeds[0]).advance(steps)
     supernet.eval()
     scores = {}
-    for kind in KINDS:
+    for kind in KINDS[method.name]:
         for calibration in (method.fitness.calibration, 0):
             fitness: Fitness = replace(method.fitness, kind=kind, calibration=calibration)
             judge = replace(method, fitness=fitness).scorer(supernet.net, net_task, train, valid)  # type: ignore[call-arg]
-            scores[f"{kind}{'' if calibration else ', not calibrated'}"] = judge(genotypes)
+            scores[f"{kind}{'' if calibration else ', nothing anew'}"] = judge(genotypes)
     folder.write_json(name, scores)
     return scores
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranking", description=__doc__.split("\n")[0])
+    parser.add_argument("--pipeline", choices=KINDS, default="autotower")
     parser.add_argument("--genotypes", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each genotype alone")
     parser.add_argument("--steps", type=int, nargs="+", default=[1000, 2000, 4000])
@@ -69,7 +72,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     asked, options = parser.parse_known_args()
     environment()
-    run = parse_run("autotower", options)
+    run = parse_run(asked.pipeline, options)
     run.save()
     if not (run.folder / "prepare").done:
         prepare.main(run)
@@ -88,18 +91,22 @@ def show(values: np.ndarray, scores: dict[tuple[str, int], dict[str, list[float]
     spread = f"from {values.mean(1).min():.4f} to {values.mean(1).max():.4f}"
     print(f"{len(values)} genotypes of {run.budgets[0]}, alone: {run.method.stop.kind} {spread}", end="")
     print(f"; tau between two seeds, the ceiling: {whole['ceiling']:.2f}\n")
-    print(
-        "| settings | steps | fitness | best inherited recall@50 | tau, chosen on | tau, held out | interval | top 10 |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    about = KINDS[run.method.name][-1]
+    print(f"| settings | steps | fitness | inherited {about}, worst / median / best | tau, all | ", end="")
+    print("halves | rho | top 10 |\n|---|---|---|---|---|---|---|---|")
     for (variant, steps), by_fitness in scores.items():
         for fitness, known in by_fitness.items():
             found = np.array(known)
-            even, odd = (judged(found[start::2], values[start::2]) for start in (0, 1))
-            overlap = judged(found, values)["overlap"]
-            cells = (variant or "as configured", f"{steps:,}", fitness, f"{max(by_fitness['recall@50']):.4f}")
-            told = f"{even['kendall']:.2f} | {odd['kendall']:.2f} | [{odd['low']:.2f}, {odd['high']:.2f}]"
-            print(f"| {' | '.join(cells)} | {told} | {'' if overlap is None else f'{overlap:.0%}'} |")
+            both, *halves = (judged(found[part], values[part]) for part in (slice(None), *PARTS))
+            level = " / ".join(f"{value:.4f}" for value in np.quantile(by_fitness[about], [0, 0.5, 1]))
+            tau = f"{both['kendall']:.2f} [{both['low']:.2f}, {both['high']:.2f}]"
+            cells = (variant or "as configured", f"{steps:,}", fitness, level, tau)
+            top = both["overlap"]
+            cells += (
+                ", ".join(f"{half['kendall']:.2f}" for half in halves),
+                f"{pearsonr(found, values.mean(1))[0]:.2f}",
+            )
+            print(f"| {' | '.join(cells)} | {'' if top is None else f'{top:.0%}'} |")
 
 
 if __name__ == "__main__":

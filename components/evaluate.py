@@ -106,7 +106,7 @@ def compare(run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]
         "models": {
             c.model_id: {
                 "label": c.label,
-                "genotype": {name: list(chosen) for name, chosen in c.genotype.items()},
+                "genotype": {name: list(chosen) for name, chosen in c.method.canonical(c.genotype).items()},
                 "budget": c.budget,
                 "strategy": c.strategy,
                 "candidate": c.candidate,

@@ -21,12 +21,18 @@ from nascore.space import Choice, Decision, Mix, Space
 
 RAW = "raw"
 PAIRED = ("gating", "add")
+LETTERS = {
+    "fc": "DO",
+    "gating": "LRO",
+    "add": "LRO",
+    "dot": "DENO",
+    "embed_fc": "ENM",
+    "attention": "ENM",
+    "project": "DEK",
+    "fm": "ENO",
+}
+"""The sizes that each operator is built at."""
 Node = tuple[str, str]
-
-
-def kind(option: str) -> str:
-    """The operator of a spec."""
-    return option.partition(":")[0]
 
 
 def alive(opened: Mapping[str, Choice], blocks: int) -> set[Node]:
@@ -49,14 +55,14 @@ def alive(opened: Mapping[str, Choice], blocks: int) -> set[Node]:
 
 def dense_reads(opened: Mapping[str, Choice], block: str) -> list[str]:
     """The decisions that say what the open dense operators of a block read of the dense outputs before it."""
-    kinds = {kind(option) for option in opened[f"{block}/dense/op"]}
+    kinds = {*opened[f"{block}/dense/op"]}
     reads = [f"{block}/left", f"{block}/right"] if kinds & {*PAIRED} else []
     return reads + ([f"{block}/dense/from"] if kinds - {*PAIRED} else [])
 
 
 def fields_read(opened: Mapping[str, Choice], block: str, live: set[Node]) -> bool:
     """Whether a block reads sparse outputs before it."""
-    dots = (block, "dense") in live and any(kind(option) == "dot" for option in opened[f"{block}/dense/op"])
+    dots = (block, "dense") in live and "dot" in opened[f"{block}/dense/op"]
     return dots or (block, "fields") in live
 
 
@@ -129,7 +135,7 @@ class Frame:
 class Block(nn.Module):
     """The operators of one block that can run in a space."""
 
-    def __init__(self, frame: Frame, block: str, live: set[Node], embedding: int, norm: bool) -> None:
+    def __init__(self, frame: Frame, block: str, live: set[Node], embedding: int, specs: Mapping[str, str]) -> None:
         super().__init__()
         options = {name: decision.options for name, decision in frame.decisions.items()}
         sizes = {"E": embedding, "K": frame.tokens, "N": frame.inlet(f"{block}/sparse/from", "sparse")}
@@ -140,17 +146,14 @@ class Block(nn.Module):
         sizes["M"] = max(int(size) for size in options[f"{block}/sparse/size"])
 
         def made(option: str, **own: int) -> Op:
-            spec = option if norm else f"{option}{',' if ':' in option else ':'}norm=false"
-            letters = {"fc": "DO", "dot": "DENO", "embed_fc": "ENM", "field_attention": "ENM", "project": "DEK"}
-            wanted = letters.get(kind(option), "ENM" if "field" in option else "ENO" if option == "fm" else "LRO")
-            return build(spec, **{letter: own.get(letter, sizes[letter]) for letter in wanted})
+            return build(specs[option], **{letter: own.get(letter, sizes[letter]) for letter in LETTERS[option]})
 
         dense = options[f"{block}/dense/op"] if (block, "dense") in live else ()
         fields = options[f"{block}/sparse/op"] if (block, "fields") in live else ()
         merge = options[f"{block}/merge"] if (block, "sparse") in live else ()
         fm = options.get(f"{block}/fm", ()) if dense else ()
-        self.dense = nn.ModuleDict({kind(option): made(option) for option in dense})
-        self.sparse = nn.ModuleDict({kind(option): made(option) for option in fields})
+        self.dense = nn.ModuleDict({option: made(option) for option in dense})
+        self.sparse = nn.ModuleDict({option: made(option) for option in fields})
         self.merge = nn.ModuleDict({option: made(option, D=sizes["O"]) for option in merge})
         self.fm = nn.ModuleDict({option: made(option, N=sizes["M"]) for option in fm})
 
@@ -164,8 +167,8 @@ class Block(nn.Module):
         if "dense" in nodes:
             ran = []
             for option in inputs.opened("dense/op"):
-                reads = ["left", "right"] if kind(option) in PAIRED else ["dense/from"]
-                reads += ["sparse/from"] if kind(option) == "dot" else []
+                reads = ["left", "right"] if option in PAIRED else ["dense/from"]
+                reads += ["sparse/from"] if option == "dot" else []
                 ran.append(self.op("dense", option)(*map(inputs, reads), live))
             ran += [self.op("fm", option)(outputs["fields"], live) for option in inputs.opened("fm")]
             outputs["dense"] = _total(ran)
@@ -176,7 +179,7 @@ class Block(nn.Module):
 
     def op(self, part: str, option: str) -> nn.Module:
         """The operator of an option."""
-        return self.get_submodule(f"{part}.{kind(option)}")
+        return self.get_submodule(f"{part}.{option}")
 
 
 @dataclass
@@ -221,7 +224,7 @@ class NasRecNet(ClickNet):
         self.block = nn.ModuleDict()
         for number in range(1, self.blocks + 1):
             if live & {(str(number), part) for part in ("dense", "fields")}:
-                made = Block(self.frame, str(number), live, self.width, method.norm)
+                made = Block(self.frame, str(number), live, self.width, method.specs)
                 self.block[str(number)] = made
         inputs = self.frame.width(self.last, "dense") + self.width * self.frame.width(self.last, "sparse")
         self.head = build("linear", D=inputs, O=1)
@@ -278,7 +281,7 @@ class NasRecNet(ClickNet):
                     op = made.op(part, option)
                     assert isinstance(op, Elastic)
                     own = {"D": places["O"]} if part == "merge" else places
-                    found[f"block.{block}.{part}.{kind(option)}"] = op, own
+                    found[f"block.{block}.{part}.{option}"] = op, own
         assert isinstance(self.head, Elastic)
         found["head"] = self.head, {"D": frame.of_head(self.last, self.width, opened)}
         return found

@@ -41,7 +41,7 @@ class Tables(nn.Module):
         """The vectors of each row's ids, one a column. Shape (B, N, width)."""
         place_BN = id_BN.long()
         if self.capped:
-            place_BN = torch.where(place_BN > 0, (place_BN - 1) % (self.rows - 1) + 1, 0)
+            place_BN = torch.where(place_BN > 0, (place_BN - 1) % (self.rows - 1).clamp(min=1) + 1, 0)
         place_BN = place_BN + self.first
         if not (self.training and torch.is_grad_enabled()):
             return functional.embedding(place_BN, self.weight)

@@ -17,7 +17,7 @@ from nascore.cost import Cost
 from nascore.fitness import Fitness
 from nascore.head_scoring import HeadScorer, HeadTuning
 from nascore.methods import CACHE, Method, Scorer
-from nascore.nasrec_net import PAIRED, RAW, NasRecNet, alive, dense_reads, fields_read, kind
+from nascore.nasrec_net import PAIRED, RAW, NasRecNet, alive, dense_reads, fields_read
 from nascore.net import Net
 from nascore.plugins import bounded
 from nascore.rows import Data
@@ -119,11 +119,8 @@ class NASRec(Method):
 
     def space(self, schema: Schema) -> Space:
         full = self.size == "full"
-        inner = ceil((2 * self.dense_sizes[-1]) ** 0.5) if self.balanced else 0
-        gating = "gating:square=true" if self.square_gating else "gating"
-        attention = "field_attention" if self.attention == "field" else "field_transformer"
-        dense = ("fc", *((gating, "add") if full else ()), f"dot:{inner}")
-        sparse = ("embed_fc", *((attention,) if full else ()))
+        dense = ("fc", *(PAIRED if full else ()), "dot")
+        sparse = ("embed_fc", *(("attention",) if full else ()))
         most = (len(dense), len(sparse)) if self.operators == "any" else (1, 1)
         decisions: list[Decision] = []
         for number in range(1, self.blocks + 1):
@@ -144,6 +141,24 @@ class NASRec(Method):
         if not full:
             decisions = [one for one in decisions if not one.name.endswith(("left", "right"))]
         return Space(decisions, canonical=self.canonical)
+
+    @property
+    def specs(self) -> Mapping[str, str]:
+        """What an option is built as."""
+        inner = ceil((2 * self.dense_sizes[-1]) ** 0.5) if self.balanced else 0
+        own = {
+            "fc": "fc",
+            "gating": f"gating:square={self.square_gating}",
+            "add": "add",
+            "dot": f"dot:{inner}",
+            "embed_fc": "embed_fc",
+            "attention": f"field_{'attention' if self.attention == 'field' else 'transformer'}",
+            "project": "project",
+            "fm": "fm",
+        }
+        return {
+            name: spec if self.norm else f"{spec}{',' if ':' in spec else ':'}norm=false" for name, spec in own.items()
+        }
 
     def canonical(self, genotype: Genotype) -> Genotype:
         """The genotype with every decision that the logit does not hang on at its first option."""
@@ -235,10 +250,10 @@ class _PaperMeter:
             inputs = sum(self.sparse[source] for source in self.genotype[f"{block}/sparse/from"])
             self.live = (block, "fields") in live
             for option in self.genotype[f"{block}/sparse/op"]:
-                self._fields(kind(option), inputs, fields)
+                self._fields(option, inputs, fields)
             self.live = (block, "dense") in live
             for option in self.genotype[f"{block}/dense/op"]:
-                self._dense(kind(option), block, inputs, dense)
+                self._dense(option, block, inputs, dense)
             if self.genotype.get(f"{block}/fm") and self.width != dense:
                 self._linear(self.width, dense)
             self.live = (block, "sparse") in live

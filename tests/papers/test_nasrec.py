@@ -19,7 +19,7 @@ CRITEO = Schema(
     protocol="stratified",
 )
 DENSE = {"full": {0: "fc", 1: "dot", 2: "gating", 3: "add"}, "small": {0: "fc", 1: "dot"}}
-SPARSE = {"full": {4: "field_transformer", 5: "embed_fc"}, "small": {2: "embed_fc"}}
+SPARSE = {"full": {4: "attention", 5: "embed_fc"}, "small": {2: "embed_fc"}}
 Row = tuple[list[int], int, int, int, int, list[int], list[int], int, int]
 FULL: list[Row] = [  # active nodes, dense and sparse dimension, projection, FM, dense and sparse inputs, left, right
     ([2, 4], 128, 64, 1, 0, [0], [0], 0, 0),
@@ -59,7 +59,7 @@ def genotype(size: str, rows: list[Row]) -> Genotype:
         for side, known in (("dense", DENSE[size]), ("sparse", SPARSE[size])):
             kinds = [known[node] for node in nodes if node in known]
             options = space.decisions[f"{number}/{side}/op"].options
-            found[f"{number}/{side}/op"] = tuple(one for one in options if one.partition(":")[0] in kinds)
+            found[f"{number}/{side}/op"] = tuple(one for one in options if one in kinds)
         found[f"{number}/dense/size"], found[f"{number}/sparse/size"] = (str(dense),), (str(sparse),)
         found[f"{number}/dense/from"] = tuple(named(block) for block in sorted(dense_from))
         found[f"{number}/sparse/from"] = tuple(named(block) for block in sorted(sparse_from))

@@ -22,6 +22,8 @@ from nascore.training import Plan
 
 HEADS, SCALE, EPSILON, CLIP = 8, 0.17, 1e-2, 5.0
 RAW = "raw"
+SIDES = ("dense/op", "dense/size", "dense/from", "sparse/op", "sparse/size", "sparse/from")
+DECISIONS = (*SIDES, "left", "right", "merge")
 
 
 def _norm(norm: bool, width: int) -> nn.Module:
@@ -133,43 +135,41 @@ class Block(nn.Module):
                 "dot": Dot(norm, inputs, width, fields, inner, dense),
             }
         )
-        attention = "field_attention" if method.attention == "field" else "field_transformer"
         self.sparse = nn.ModuleDict(
-            {"embed_fc": EmbedFc(norm, fields, sparse), attention: Attention(norm, width, fields, sparse)}
+            {"embed_fc": EmbedFc(norm, fields, sparse), "attention": Attention(norm, width, fields, sparse)}
         )
         self.project = Project(norm, dense, width, method.tokens)
 
     def forward(self, dense: Mapping[str, Tensor], sparse: Mapping[str, Tensor], path: Genotype) -> tuple[Tensor, ...]:
         """The dense and the sparse output: (B, D), (B, N, E)."""
 
-        def chosen(decision: str) -> list[str]:
-            return [option.partition(":")[0] for option in path[f"{self.name}/{decision}"]]
+        chosen = {name: path[f"{self.name}/{name}"] for name in DECISIONS}
 
         def read(decision: str, outputs: Mapping[str, Tensor]) -> Tensor:
-            opened = chosen(decision)
+            opened = chosen[decision]
             return torch.cat([x if source in opened else torch.zeros_like(x) for source, x in outputs.items()], 1)
 
         masks = {}
         for side, most in self.most.items():
-            (size,) = map(int, chosen(f"{side}/size"))
+            size = int(*chosen[f"{side}/size"])
             masks[side] = torch.tensor([1.0] * size + [0.0] * (most - size))
         x_BD, x_BNE = read("dense/from", dense), read("sparse/from", sparse)
         pair = read("left", dense), read("right", dense)
         inputs = {"fc": (x_BD,), "gating": pair, "add": pair, "dot": (x_BD, x_BNE)}
         ran = []
         for kind, op in self.dense.items():
-            opened = kind in chosen("dense/op")
+            opened = kind in chosen["dense/op"]
             closed_BD = x_BD.new_zeros(len(x_BD), self.most["dense"])
             ran.append(op(*inputs[kind], masks["dense"]) if opened else closed_BD)
         total_BD = torch.stack(ran).sum(0)
         ran = []
         for kind, op in self.sparse.items():
-            opened = kind in chosen("sparse/op")
+            opened = kind in chosen["sparse/op"]
             closed_BNE = x_BNE.new_zeros(len(x_BNE), self.most["sparse"], x_BNE.shape[2])
             ran.append(op(x_BNE, masks["sparse"]) if opened else closed_BNE)
         total_BNE = torch.stack(ran).sum(0)
         none_BTE = x_BNE.new_zeros(len(x_BNE), self.tokens, x_BNE.shape[2])
-        merged_BTE = self.project(total_BD) if chosen("merge") else none_BTE
+        merged_BTE = self.project(total_BD) if chosen["merge"] else none_BTE
         return total_BD, torch.cat([total_BNE, merged_BTE], 1)
 
 
@@ -213,21 +213,19 @@ class Reference(nn.Module):
         for table, own in zip(self.tables.values(), rows, strict=True):
             table.weight.copy_(own)
         for name, block in self.blocks.items():
-            for path, value in block.named_parameters():
-                part, kind, *_ = path.split(".")
-                if part == "project":
-                    ours = known[f"block.{name}.merge.{path.replace('map.', '')}"]
-                    value.copy_(ours.transpose(0, 1).reshape(value.shape))
-                elif ".attention." in path:
-                    ours = f"block.{name}.{part}.{kind}"
-                    last = path.rpartition("_" if "in_proj" in path else ".")[2]
-                    names = ("query", "key", "value") if "in_proj" in path else ("mixed",)
-                    value.copy_(torch.cat([known[f"{ours}.{one}.{last}"] for one in names]))
-                else:
-                    renamed = path.replace("add.map.weight", "add.left.weight").replace(
-                        "add.map.bias", "add.right.bias"
+            for own, value in block.named_parameters():
+                ours = f"block.{name}.{own}"
+                if own.startswith("project"):
+                    known_ET = known[f"block.{name}.merge.{own.replace('map.', '')}"]
+                    value.copy_(known_ET.transpose(0, 1).reshape(value.shape))
+                elif ".in_proj_" in own:
+                    parts = (
+                        known[ours.replace("attention.in_proj_", f"{part}.")] for part in ("query", "key", "value")
                     )
-                    value.copy_(known[f"block.{name}.{renamed}"])
+                    value.copy_(torch.cat([*parts]))
+                else:
+                    ours = ours.replace("add.map.w", "add.left.w").replace("add.map.b", "add.right.b")
+                    value.copy_(known[ours.replace("attention.out_proj", "mixed")])
         dense = self.blocks[name].most["dense"]
         weight, width = known["head.weight"], known["tables.weight"].shape[1]
         self.head.weight[:, :dense] = weight[:, :dense]

@@ -2,7 +2,8 @@
 
 Genotypes drawn uniformly from the first budget are trained alone; supernets with the settings asked for are trained for
 each number of steps and score the same genotypes. Tau and Pearson's rho are against the mean of a genotype's own
-trainings; where settings are chosen, even genotypes are for that and odd ones, the second half, for the figure to report. What is done stays in the folder, so the same command continues an interrupted one. docs/ranking.md shows its
+trainings; where settings are chosen, even genotypes are for that and odd ones, the second half, for the figure to
+report. What is done stays in the folder, so the same command continues an interrupted one. docs/ranking.md shows its
 output.
 """
 

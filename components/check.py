@@ -39,14 +39,16 @@ def survey(dataset: Dataset) -> tuple[dict[str, str], list[tuple[str, ...]]]:
     per_user, per_item = Counter[int](), Counter[int]()
     rows = positive = 0
     first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+    per_key = {layout.user: (users, per_user), layout.item: (items, per_item)} if layout.user else {}
     columns = {feature.name: _Column() for feature in layout.features}
     for table in dataset.rows():
         rows += len(table)
         positive += int((np.asarray(table[layout.label]) > 0).sum()) if layout.label else len(table)
-        per_user.update(users.encode(table[layout.user]).tolist())
-        per_item.update(items.encode(table[layout.item]).tolist())
-        times = np.asarray(table[layout.timestamp])
-        first, last = min(first, int(times.min())), max(last, int(times.max()))
+        for name, (vocabulary, counter) in per_key.items():
+            counter.update(vocabulary.encode(table[name]).tolist())
+        if layout.timestamp:
+            times = np.asarray(table[layout.timestamp])
+            first, last = min(first, int(times.min())), max(last, int(times.max()))
         _add(columns, table)
     if not rows:
         raise DataError(f"{dataset.raw} holds no usable row")
@@ -92,18 +94,22 @@ def _facts(
     first: int,
     last: int,
 ) -> dict[str, str]:
+    facts = {
+        "rows": f"{rows:,}",
+        "rows with a positive label": f"{positive:,} ({positive / rows:.2%})" if layout.label else "all (no label)",
+        "malformed rows left out": f"{sum(dataset.bad.values()):,}",
+        "protocols": ", ".join(dataset.protocols),
+        "time": f"{layout.timestamp}, {first} to {last}" if layout.timestamp else "the order of the file",
+    }
+    if not layout.user:
+        return facts
     by_user = np.quantile(list(per_user.values()), [0, 0.5, 1]).astype(int)
     by_item = np.quantile(list(per_item.values()), [0, 0.5, 1]).astype(int)
-    return {
-        "rows": f"{rows:,}",
-        "rows with a positive label": f"{positive:,}" if layout.label else "all (no label)",
-        "malformed rows left out": f"{sum(dataset.bad.values()):,}",
+    return facts | {
         f"users ({layout.user})": f"{len(per_user):,}",
         f"items ({layout.item})": f"{len(per_item):,}",
         "density": f"{rows / (len(per_user) * len(per_item)):.3%}",
         "rows a user": "least {:,}, median {:,}, most {:,}".format(*by_user),
         "rows an item": "least {:,}, median {:,}, most {:,}".format(*by_item),
-        f"time ({layout.timestamp})": f"{first} to {last}",
         "history": f"{', '.join(layout.history) or 'none'}, at most {layout.history_length} events",
-        "protocols": ", ".join(dataset.protocols),
     }

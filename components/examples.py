@@ -83,11 +83,12 @@ def write(log: Examples, protocol: Protocol, name: str, folder: Folder) -> tuple
     for records in log.chunks():
         splits.append(protocol.split(records["label"], records["timestamp"]))
         digest.update(records.tobytes())
-        digest.update(splits[-1].tobytes())
         for column, count in counts.items():
             count += np.bincount(records[column][splits[-1] == TRAIN], minlength=len(count))
         for which, title in enumerate(SPLITS):
             positive[title] += int(records["label"][splits[-1] == which].sum())
+    for split in splits:
+        digest.update(split.tobytes())
     new = {feature.name: _renumbered(counts[feature.name], feature.fewest) for feature in log.categories}
     spills = Spills(log.scratch, log.rows)
     for records, split in zip(log.chunks(), splits, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 from nascore import metrics
 from nascore.click_net import Inputs
 from nascore.fitness import Fitness
-from nascore.nasrec_net import NasRecNet
+from nascore.nasrec_net import NasRecNet, Shared
 from nascore.ops import Elastic
 from nascore.plugins import bounded
 from nascore.rows import Data
@@ -69,11 +69,15 @@ class _Head:
 
 
 class HeadScorer:
-    """Scores genotypes of a net with a last layer, by log loss or AUC on validation rows; higher is better."""
+    """Scores genotypes of a net with a last layer, by log loss or AUC on validation rows; higher is better.
+
+    What the genotypes of a call have in common is computed once, as long as it fits into `room` bytes.
+    """
 
     def __init__(
-        self, net: NasRecNet, task: Click, train: Data, valid: Data, fitness: Fitness, tuning: HeadTuning
+        self, net: NasRecNet, task: Click, train: Data, valid: Data, fitness: Fitness, tuning: HeadTuning, room: int
     ) -> None:
+        self.room = room
         self.net, self.task, self.train, self.valid, self.fitness = net.eval(), task.eval(), train, valid, fitness
         steps = min(fitness.calibration, train.rows) // tuning.batch
         if fitness.calibration and not steps:
@@ -88,8 +92,9 @@ class HeadScorer:
         heads = [self._head(genotype) for genotype in genotypes]
         step, whole = 0, max(1, CHUNK // self.plan.batch) * self.plan.batch
         for x, label_B in self._chunks(self.train, self.steps * self.plan.batch, whole):
+            shared = Shared(self.room)
             for head in heads:
-                feature_BF = self.net.features(x, head.opened)
+                feature_BF = self.net.features(x, head.opened, shared)
                 for place in range(0, len(label_B), self.plan.batch):
                     part = slice(place, place + self.plan.batch)
                     rate = self.plan.rate(step + place // self.plan.batch)
@@ -100,8 +105,9 @@ class HeadScorer:
         labels: list[Tensor] = []
         for x, label_B in self._chunks(self.valid, rows, CHUNK):
             labels.append(label_B)
+            shared = Shared(self.room)
             for head, own in zip(heads, logits, strict=True):
-                own.append(head.logits(self.net.features(x, head.opened)))
+                own.append(head.logits(self.net.features(x, head.opened, shared)))
         label_R = torch.cat(labels)
         return [self._judged(torch.cat(own), label_R) for own in logits]
 

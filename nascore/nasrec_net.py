@@ -157,9 +157,9 @@ class Block(nn.Module):
         self.merge = nn.ModuleDict({option: made(option, D=sizes["O"]) for option in merge})
         self.fm = nn.ModuleDict({option: made(option, N=sizes["M"]) for option in fm})
 
-    def run(self, inputs: "_Inputs", live: Live, nodes: set[str]) -> dict[str, Tensor]:
-        """The outputs of the live parts of the block."""
-        outputs: dict[str, Tensor] = {}
+    def run(self, inputs: "_Inputs", live: Live, nodes: set[str], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs of some parts of the block, given those that are known."""
+        outputs = {**known}
         if "fields" in nodes:
             fields_BEN = inputs("sparse/from")
             ran = [self.op("sparse", option)(fields_BEN, live) for option in inputs.opened("sparse/op")]
@@ -204,6 +204,22 @@ class _Inputs:
         return self.known[decision]
 
 
+@dataclass
+class Shared:
+    """Outputs of blocks over the same rows by their traces, as many as fit into so many bytes."""
+
+    room: int
+
+    def __post_init__(self) -> None:
+        self.outputs: dict[int, Tensor] = {}
+
+    def keep(self, outputs: Mapping[int, Tensor]) -> None:
+        for trace, output in outputs.items():
+            if trace not in self.outputs and output.nbytes <= self.room:
+                self.room -= output.nbytes
+                self.outputs[trace] = output
+
+
 def _total(outputs: list[Tensor]) -> Tensor:
     return sum(outputs[1:], outputs[0])
 
@@ -221,6 +237,7 @@ class NasRecNet(ClickNet):
         self.everything = {name: decision.options for name, decision in space.decisions.items()}
         live = alive(self.everything, self.blocks)
         self.last = str(self.blocks)
+        self.traced: dict[tuple[Any, ...], int] = {}
         self.block = nn.ModuleDict()
         for number in range(1, self.blocks + 1):
             if live & {(str(number), part) for part in ("dense", "fields")}:
@@ -254,17 +271,51 @@ class NasRecNet(ClickNet):
         """The live inputs of the last layer."""
         return self.frame.of_head(self.last, self.width, opened)
 
-    def features(self, x: Inputs, opened: Mapping[str, Choice]) -> Tensor:
-        """What the last layer reads: the live dense and sparse output of the last block. Shape (B, F)."""
+    def features(self, x: Inputs, opened: Mapping[str, Choice], shared: "Shared | None" = None) -> Tensor:
+        """What the last layer reads: the live dense and sparse output of the last block. Shape (B, F).
+
+        shared: takes outputs of blocks by `traces`, for other paths over the same rows.
+        """
         live = alive(opened, self.blocks)
+        traces = self.traces(opened) if shared is not None else {}
         outputs: dict[Node, Tensor] = {(RAW, "dense"): x["dense"], (RAW, "sparse"): x["sparse"]}
         for block, made in self.block.items():
             assert isinstance(made, Block)
             nodes = {part for name, part in live if name == block}
-            if nodes:
-                ran = made.run(_Inputs(block, opened, outputs), self.frame.of_block(block, opened), nodes)
-                outputs |= {(block, part): output for part, output in ran.items()}
+            met = shared.outputs if shared is not None else {}
+            known = {part: met[traces[block, part]] for part in nodes if met and traces[block, part] in met}
+            if nodes - known.keys():
+                inputs = _Inputs(block, opened, outputs)
+                known = made.run(inputs, self.frame.of_block(block, opened), nodes - known.keys(), known)
+            outputs |= {(block, part): output for part, output in known.items()}
+            if shared is not None:
+                shared.keep({traces[block, part]: output for part, output in known.items()})
         return torch.cat([outputs[self.last, "dense"], outputs[self.last, "sparse"].flatten(1)], 1)
+
+    def traces(self, opened: Mapping[str, Choice]) -> dict[Node, int]:
+        """A number for each output, the same for all paths on which it is the same function of the row."""
+        traces: dict[Node, int] = {(RAW, "dense"): -1, (RAW, "sparse"): -2}
+        for number in range(1, self.blocks + 1):
+            block = str(number)
+
+            def read(name: str, side: str, block: str = block) -> tuple[int, ...]:
+                return tuple(traces[source, side] for source in opened.get(f"{block}/{name}", ()))
+
+            def own(*names: str, block: str = block) -> tuple[Choice, ...]:
+                return tuple(opened.get(f"{block}/{name}", ()) for name in names)
+
+            fields = self._trace(block, own("sparse/op", "sparse/size"), read("sparse/from", "sparse"))
+            reads = [read(name.partition("/")[2], "dense") for name in dense_reads(opened, block)]
+            dots = read("sparse/from", "sparse") if "dot" in opened[f"{block}/dense/op"] else ()
+            below = (*reads, dots, (fields,) if opened.get(f"{block}/fm") else ())
+            dense = self._trace(block, own("dense/op", "dense/size", "fm"), *below)
+            merged = (dense,) if opened[f"{block}/merge"] else ()
+            traces[block, "fields"], traces[block, "dense"] = fields, dense
+            traces[block, "sparse"] = self._trace(block, (fields,), merged)
+        return traces
+
+    def _trace(self, *known: Any) -> int:
+        return self.traced.setdefault(known, len(self.traced))
 
     def elastic(self, frame: Frame, opened: Mapping[str, Choice]) -> dict[str, tuple[Elastic, Live]]:
         """Every operator that runs, by module name, with its live positions in a frame."""

@@ -226,7 +226,7 @@ class NASRec(Method):
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         assert isinstance(net, NasRecNet) and isinstance(task, Click)
-        return HeadScorer(net, task, train, valid, self.fitness, self.head)
+        return HeadScorer(net, task, train, valid, self.fitness, self.head, cache_bytes)
 
 
 class _PaperMeter:

@@ -92,7 +92,7 @@ pre { background: var(--soft); border-radius: 8px; padding: 14px 16px; margin: 8
 .views input:checked + label { background: var(--accent); border-color: var(--accent); color: var(--bg); }
 .views input:focus-visible + label { outline: 2px solid var(--ink); outline-offset: 2px; }
 .drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 347px), 1fr)); gap: 8px 32px; }
-.drawings article { min-width: 0; } .drawings .scroll { margin: 8px 0 0; }
+.drawings article { min-width: 0; } .drawings .wide { grid-column: 1 / -1; } .drawings .scroll { margin: 8px 0 0; }
 svg text { font: 13px system-ui, sans-serif; fill: var(--ink); }
 svg .part { font-weight: 650; font-size: 14px; } svg .option { font-weight: 600; font-size: 12.5px; }
 svg .fine { font-size: 11.5px; fill: var(--muted); } svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }

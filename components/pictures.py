@@ -261,8 +261,9 @@ def drawing(genotype: Genotype, families: Sequence[str], price: Callable[[str], 
     """An architecture as lanes of boxes that lead down to the score, as SVG.
 
     A lane is what shares the first component of its name, a box one decision with its open options, in the genotype's
-    order. families: what stands before the ':' of options, in the order of their colours. price: the cost of what a
-    name names, if it has one; the bar of a box is its share of all MACs.
+    order. Where decisions ".../from" say what a lane reads, only the last one leads to the score. families: what stands
+    before the ':' of options, in the order of their colours. price: the cost of what a name names, if it has one; the
+    bar of a box is its share of all MACs.
     """
     lanes: dict[str, list[str]] = {}
     for name in genotype:
@@ -284,6 +285,8 @@ def drawing(genotype: Genotype, families: Sequence[str], price: Callable[[str], 
             parts.append(box)
             y += height + 12
         ends.append((x + LANE / 2, y - 12))
+    if any(name.endswith("/from") for name in genotype):
+        ends = ends[-1:]
     goal, middle = max((y for _, y in ends), default=TOP) + 40, width / 2
     for x, y in ends:
         parts.append(

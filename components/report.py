@@ -13,6 +13,7 @@ from components.told import Row, Told, loss
 from nascore.cost import Cost
 from nascore.space import Genotype, parse
 
+SIDES = 3  # lanes that a narrow drawing can hold
 CUTOFFS = ("", "10", "50")
 
 
@@ -189,7 +190,8 @@ def architecture(told: Told) -> str:
             pictures.drawing(genotype, families, _parts(genotype, price)) if genotype else lead("Nothing to decide.")
         )
         title = escape(told.label(model_id))
-        drawings.append(f'<article><h3>{title}</h3><p class="note">{line}</p>{drawn}</article>')
+        wide = ' class="wide"' if len({name.partition("/")[0] for name in genotype}) > SIDES else ""
+        drawings.append(f'<article{wide}><h3>{title}</h3><p class="note">{line}</p>{drawn}</article>')
     text = "A column is a part of the model, a box a decision with what was chosen. The number in a box is its MACs, "
     text += "the bar its share of all."
     return lead(text) + f'<div class="drawings">{"".join(drawings)}</div>'

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nascore.cost import Cost
+from nascore.fitness import Fitness
 from nascore.net import Net
 from nascore.plugins import bounded
 from nascore.schema import Batch, Schema
@@ -16,6 +17,8 @@ from nascore.tasks.click import Click
 from nascore.training import Plan
 
 Inputs = dict[str, Tensor]
+JUDGED = Fitness(rows=1_228_800, batch=8_192, calibration=0)
+"""How click models are judged: the log loss of at most 150 batches of validation rows, as in NASRec's public code."""
 
 
 class ClickNet(Net):

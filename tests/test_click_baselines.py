@@ -370,7 +370,7 @@ def test_a_method_has_no_field_without_effect(name: str) -> None:
 def test_what_is_tuned_is_a_setting(name: str) -> None:
     method: Any = plugins.build("methods", name)
     decisions = method.tunables().decisions
-    plain = {"training.learning_rate", "training.weight_decay"}
+    plain = {"training.learning_rate", "training.epsilon", "training.weight_decay"}
     assert set(decisions) == plain | (set() if name in ("logistic_regression", "fm") else {"width"})
     assert method.tuned({setting: decision.options[0] for setting, decision in decisions.items()}) == method
     for setting, decision in decisions.items():

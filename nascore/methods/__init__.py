@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self, get_type_hints
 import torch
 
 from nascore import fitness, plugins
+from nascore.click_net import JUDGED, ClickTraining
 from nascore.cost import Cost, Price, parse_limits
 from nascore.fitness import Fitness
 from nascore.net import Net, Supernet
@@ -22,7 +23,7 @@ from nascore.rows import Data, seed_of
 from nascore.samplers import Sampler
 from nascore.samplers.uniform import Uniform
 from nascore.schema import Schema
-from nascore.space import Genotype, Space, key
+from nascore.space import Decision, Genotype, Space, key
 from nascore.tasks import Task
 from nascore.training import Learning, Plan
 
@@ -184,6 +185,32 @@ class HandMade(Method):
     @property
     def train(self) -> Plan:
         return self.retrain
+
+
+class ClickBaseline(HandMade):
+    """A hand-made click model; `training` is a field of each.
+
+    widths: values of its field `width` that are worth trying, if it has one.
+    """
+
+    training: ClickTraining
+
+    apart: ClassVar[bool] = True
+    widths: ClassVar[tuple[str, ...]] = ()
+
+    def task(self, schema: Schema) -> Task:
+        return self.training.task()
+
+    @property
+    def fitness(self) -> Fitness:
+        return JUDGED
+
+    @property
+    def retrain(self) -> Plan:
+        return self.training.alone()
+
+    def tunables(self) -> Space:
+        return Space([*ClickTraining.tunables, *([Decision("width", self.widths)] if self.widths else [])])
 
 
 CONTRACT = Method

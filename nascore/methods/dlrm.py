@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nascore.click_net import ClickNet, Inputs
+from nascore.click_net import ClickNet, ClickTraining, Inputs
 from nascore.cost import Cost
-from nascore.methods.dnn import Dnn
+from nascore.methods import ClickBaseline
 from nascore.net import Net, Row
 from nascore.ops import build
 from nascore.plugins import bounded
@@ -58,7 +58,7 @@ def _layer(inputs: int, output: int) -> tuple[nn.Module, nn.Module]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DLRM(Dnn):
+class DLRM(ClickBaseline):
     """Dot products of vectors between two perceptrons.
 
     Args:
@@ -67,13 +67,14 @@ class DLRM(Dnn):
         training: See `ClickTraining`.
     """
 
+    embedding: int = 16
     width: int = 512
-    depth: ClassVar[int] = 0  # type: ignore[misc]
+    training: ClickTraining = ClickTraining()
+
     widths: ClassVar[tuple[str, ...]] = ("512", "128", "256", "1024")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        bounded(self, width=8)
+        bounded(self, embedding=1, width=8)
 
     @property
     def label(self) -> str:

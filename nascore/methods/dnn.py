@@ -1,4 +1,4 @@
-"""DNN: a plain multi-layer perceptron over embedded categories and numbers; the frame of all click baselines."""
+"""DNN: a plain multi-layer perceptron over embedded categories and numbers."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,18 +8,12 @@ from torch import Tensor, nn
 
 from nascore.click_net import ClickNet, ClickTraining, Inputs
 from nascore.cost import Cost
-from nascore.fitness import Fitness
-from nascore.methods import HandMade
+from nascore.methods import ClickBaseline
 from nascore.net import Net, Row
 from nascore.ops import build
 from nascore.plugins import bounded
 from nascore.schema import Schema
-from nascore.space import Decision, Mix, Space
-from nascore.tasks.click import Click
-from nascore.training import Plan
-
-ROWS = Fitness(rows=1_228_800, batch=8_192, calibration=0)
-"""How click models are judged: the log loss of at most 150 batches of validation rows, as in NASRec's public code."""
+from nascore.space import Mix, Space
 
 
 def perceptron(inputs: int, width: int, depth: int) -> Row:
@@ -46,7 +40,7 @@ class DnnNet(ClickNet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dnn(HandMade):
+class Dnn(ClickBaseline):
     """A plain perceptron.
 
     Args:
@@ -61,7 +55,6 @@ class Dnn(HandMade):
     depth: int = 3
     training: ClickTraining = ClickTraining()
 
-    apart: ClassVar[bool] = True
     widths: ClassVar[tuple[str, ...]] = ("400", "100", "200", "800")
 
     def __post_init__(self) -> None:
@@ -73,17 +66,3 @@ class Dnn(HandMade):
 
     def net(self, schema: Schema, space: Space) -> Net:
         return DnnNet(self, schema, space)
-
-    def task(self, schema: Schema) -> Click:
-        return self.training.task()
-
-    @property
-    def fitness(self) -> Fitness:
-        return ROWS
-
-    @property
-    def retrain(self) -> Plan:
-        return self.training.alone()
-
-    def tunables(self) -> Space:
-        return Space([*ClickTraining.tunables, *([Decision("width", self.widths)] if self.widths else [])])

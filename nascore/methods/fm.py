@@ -6,16 +6,16 @@ with all others. Vectors are drawn from a normal distribution, as in the author'
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nascore.click_net import Inputs
+from nascore.click_net import ClickTraining, Inputs
 from nascore.cost import Cost
-from nascore.methods.dnn import Dnn
+from nascore.methods import ClickBaseline
 from nascore.methods.logistic_regression import WideNet
 from nascore.net import Net
+from nascore.plugins import bounded
 from nascore.schema import Schema
 from nascore.space import Mix, Space
 
@@ -67,7 +67,7 @@ class FMNet(FieldNet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FM(Dnn):
+class FM(ClickBaseline):
     """First-order weights and factorised pairs of all ids and numbers.
 
     Args:
@@ -75,9 +75,11 @@ class FM(Dnn):
         training: See `ClickTraining`.
     """
 
-    width: ClassVar[int] = 1  # type: ignore[misc]
-    depth: ClassVar[int] = 0  # type: ignore[misc]
-    widths: ClassVar[tuple[str, ...]] = ()
+    embedding: int = 16
+    training: ClickTraining = ClickTraining()
+
+    def __post_init__(self) -> None:
+        bounded(self, embedding=1)
 
     @property
     def label(self) -> str:

@@ -4,13 +4,12 @@ Weights of ids start at 0, so that an id that is never seen in training says not
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
-from nascore.click_net import ClickNet, Inputs
+from nascore.click_net import ClickNet, ClickTraining, Inputs
 from nascore.cost import Cost
-from nascore.methods.dnn import Dnn
+from nascore.methods import ClickBaseline
 from nascore.net import Net
 from nascore.ops import build
 from nascore.schema import Batch, Schema
@@ -53,17 +52,14 @@ class WideNet(ClickNet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogisticRegression(Dnn):
+class LogisticRegression(ClickBaseline):
     """A weight an id and a weight a number; no vectors, no layers.
 
     Args:
         training: See `ClickTraining`.
     """
 
-    embedding: ClassVar[int] = 1  # type: ignore[misc]
-    width: ClassVar[int] = 1  # type: ignore[misc]
-    depth: ClassVar[int] = 0  # type: ignore[misc]
-    widths: ClassVar[tuple[str, ...]] = ()
+    training: ClickTraining = ClickTraining()
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, ClassVar, Literal
 
-from nascore.click_net import ClickTraining
+from nascore.click_net import JUDGED, ClickTraining
 from nascore.cost import Cost
 from nascore.fitness import Fitness
 from nascore.head_scoring import HeadScorer, HeadTuning
@@ -83,7 +83,7 @@ class NASRec(Method):
     learning_rate: float = 0.04
     warmup: float = 0.25
     candidates: int = 1_664
-    fitness: Fitness = Fitness(rows=1_228_800, batch=8_192, calibration=128_000)
+    fitness: Fitness = replace(JUDGED, calibration=128_000)
     head: HeadTuning = HeadTuning()
     training: ClickTraining = ClickTraining()
 

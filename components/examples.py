@@ -1,7 +1,8 @@
-"""Rows that stand by themselves, as in click prediction, to parquet by split; memory is bounded by the vocabularies.
+"""Rows that stand by themselves, as in click prediction, to parquet by split; memory is that of the vocabularies.
 
 The first pass reads the raw log once, gives ids and spills packed rows in file order. The second splits them and counts
-each value's training rows, the third leaves out values of too few and spills the rows again by split.
+each value's training rows, the third leaves out values of too few and spills the rows again by split. Between them a
+byte a row says its split.
 """
 
 import hashlib

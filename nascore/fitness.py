@@ -51,8 +51,8 @@ class Fitness:
         if self.ranks and self.kind not in task.metrics:
             known = ", ".join((*LOSSES, *task.metrics))
             raise ValueError(f"fitness {self.kind!r} is none of those there are: {known}")
-        if self.kind in task.lower:
-            raise ValueError(f"fitness {self.kind!r}: higher must be better; take objective, the negated loss")
+        if self.kind in task.lower | task.ratios:
+            raise ValueError(f"fitness {self.kind!r}: higher must be better; objective is the negated loss")
 
     def fixed_rows(self, data: Data, in_batch: bool = True) -> list[Tensor]:
         """The rows of each fixed validation batch: the first of the split, whose rows lie in random order.

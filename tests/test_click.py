@@ -222,8 +222,9 @@ def test_tables_know_which_direction_is_better(clicks: Run) -> None:
 
 
 def test_a_fitness_of_which_less_is_better_is_refused() -> None:
-    with pytest.raises(ValueError, match="fitness 'log_loss': higher must be better; take objective, the negated loss"):
-        Fitness(kind="log_loss").check(Click())
+    for kind in ("log_loss", "calibration"):
+        with pytest.raises(ValueError, match=f"fitness '{kind}': higher must be better; objective is the negated loss"):
+            Fitness(kind=kind).check(Click())
     with pytest.raises(ValueError, match="'recall@50' is none of those there are: objective, loss@1, log_loss, auc"):
         Fitness(kind="recall@50").check(Click())
     for kind in ("objective", "loss@1", "auc"):

@@ -44,12 +44,13 @@ class Scores:
 class Task(nn.Module, ABC):
     """The loss to train by and the evaluation to report.
 
-    headline: the metric that models are compared by. lower: metrics of which less is better. in_batch: whether the loss
-    of a row hangs on the other rows of its batch.
+    headline: the metric that models are compared by. lower: metrics of which less is better; ratios: those of which 1
+    is best. in_batch: whether the loss of a row hangs on the other rows of its batch.
     """
 
     headline: str
     lower: ClassVar[frozenset[str]] = frozenset()
+    ratios: ClassVar[frozenset[str]] = frozenset()
     in_batch: ClassVar[bool] = False
 
     @property

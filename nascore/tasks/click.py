@@ -28,6 +28,7 @@ class Click(Task):
 
     headline = "log_loss"
     lower: ClassVar[frozenset[str]] = frozenset({"log_loss"})
+    ratios: ClassVar[frozenset[str]] = frozenset({"calibration"})
 
     @property
     def metrics(self) -> tuple[str, ...]:

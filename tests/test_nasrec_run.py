@@ -1,0 +1,79 @@
+"""NASRec end to end by the command line, on planted clicks: the same seed gives the same report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPTIONS = (
+    "--dataset=planted_clicks:rows=4000",
+    "--method.blocks=2",
+    "--method.embedding=4",
+    "--method.dense_sizes=[4,8]",
+    "--method.sparse_sizes=[2,4]",
+    "--method.tokens=2",
+    "--method.cap=20",
+    "--method.steps=60",
+    "--method.batch=64",
+    "--method.candidates=20",
+    "--method.fitness.rows=300",
+    "--method.fitness.batch=128",
+    "--method.fitness.calibration=640",
+    "--method.head.batch=64",
+    "--method.training.batch=64",
+    '--strategies=["regularized:population=8,sample=4,children=6"]',
+    '--rivals=[logistic_regression,"dnn:embedding=4,width=8,depth=1"]',
+    "--keep=2",
+    "--seeds=[0,1]",
+    "--diagnosis.genotypes=0",
+    "--tuning.configurations=2",
+    "--workers.checkpoint=30",
+)
+
+
+def finish(root: Path) -> str:
+    """The pipeline on a Ray cluster of its own."""
+    command = [sys.executable, "-m", "pipelines", "nasrec", f"--root={root}", *OPTIONS]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def read(root: Path, name: str) -> Any:
+    return json.loads((root / name).read_text())
+
+
+def report(root: Path) -> dict[str, Any]:
+    """The report without what depends on time and place."""
+    return {k: v for k, v in read(root, "evaluate/report.json").items() if k not in ("timing", "run")}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_gives_the_same_report_twice(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    output = finish(first)
+    assert output.strip().endswith(f"Report: {first}/report/index.html")
+    finish(second)
+    told = report(first)
+    assert report(second) == told
+    assert (told["headline"], told["protocol"]) == ("log_loss", "stratified/all-rows")
+    assert {row["metric"] for row in told["rows"]} == {"log_loss", "auc", "calibration"}
+    labels = [row["model"] for row in told["rows"] if row["metric"] == "log_loss"]
+    assert labels == ["NASRec whole, regularized:population=8,sample=4,children=6", *labels[1:]] and len(labels) == 3
+    rows = {row["model"]: row for row in told["rows"] if row["metric"] == "log_loss"}
+    assert all(0.3 < row["low"] <= row["value"] <= row["high"] < 1.0 for row in rows.values())
+    trained = read(first, "retrain/models.json")
+    kept = {one["model_id"] for one in read(first, "search/candidates.json")}
+    tested = set(told["models"])
+    assert len(kept) == 2 and len(trained) == 2 + 2 + 1
+    for model_id in tested:
+        for seed in (0, 1):
+            assert (first / f"retrain/{model_id}/part=0/seed={seed}/result.json").exists()
+    assert tested < set(trained) and not tested & kept and len(tested) == 3, "what is tested has tables without a cap"
+    assert finish(first).count("done before") == 8

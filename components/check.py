@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nascore import plugins
-from nascore.datasets import DataError, Dataset, Layout
+from nascore.datasets import DataError, Dataset, Feature, Layout
 from nascore.tables import Vocabulary
 
 
@@ -40,7 +40,7 @@ def survey(dataset: Dataset) -> tuple[dict[str, str], list[tuple[str, ...]]]:
     rows = positive = 0
     first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
     per_key = {layout.user: (users, per_user), layout.item: (items, per_item)} if layout.user else {}
-    columns = {feature.name: _Column() for feature in layout.features}
+    columns = {feature.name: _Column(feature) for feature in layout.features}
     for table in dataset.rows():
         rows += len(table)
         positive += int((np.asarray(table[layout.label]) > 0).sum()) if layout.label else len(table)
@@ -65,17 +65,18 @@ def survey(dataset: Dataset) -> tuple[dict[str, str], list[tuple[str, ...]]]:
 class _Column:
     """What was seen of one column."""
 
-    def __init__(self) -> None:
-        self.values, self.rows, self.missing = Vocabulary(), 0, 0
+    def __init__(self, feature: Feature) -> None:
+        self.values, self.rows, self.missing = Vocabulary(feature.most), 0, 0
+        self.number = feature.kind == "number"
 
     def add(self, column: Any) -> None:
         self.rows += len(column)
         self.missing += column.null_count
-        flat = pc.list_flatten(column) if "list" in str(column.type) else column
-        self.values.encode(flat)
+        if not self.number:
+            self.values.encode(pc.list_flatten(column) if "list" in str(column.type) else column)
 
     def told(self) -> tuple[str, str]:
-        return f"{len(self.values) - 1:,}", f"{self.missing / max(1, self.rows):.1%}"
+        return "" if self.number else f"{len(self.values) - 1:,}", f"{self.missing / max(1, self.rows):.1%}"
 
 
 def _add(columns: dict[str, _Column], table: Any) -> None:

@@ -70,9 +70,9 @@ def _scores(root: str, genotypes: list[Genotype]) -> list[float]:
 
 
 def draw(run: Run, count: int) -> list[Genotype]:
-    """Distinct members of the first budget, drawn uniformly; fewer if the space holds fewer."""
+    """Members of different networks of the first budget, drawn uniformly; fewer if the space holds fewer."""
     space, rng = run.members(run.budgets[0]), Random(f"diagnose/{run.seeds[0]}")
-    drawn = {key(genotype): genotype for genotype in (space.sample(rng) for _ in range(10 * count))}
+    drawn = {key(space.canonical(genotype)): genotype for genotype in (space.sample(rng) for _ in range(10 * count))}
     return list(drawn.values())[:count]
 
 

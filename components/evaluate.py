@@ -1,8 +1,7 @@
 """The only reader of the test split: found models and rivals, once each, with intervals and paired comparisons.
 
-Intervals
-resample users and seeds together; a paired comparison resamples users, whose values are means over seeds, and gives the
-p-value of the paired t-test.
+Intervals resample units (users, or rows) and seeds together; a paired comparison resamples units, whose values are
+means over seeds, and gives the p-value of the paired t-test.
 """
 
 from typing import Any

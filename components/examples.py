@@ -32,6 +32,8 @@ class Examples:
         for feature in self.layout.features:
             if feature.side != "row" or feature.kind == "set" or feature.bins:
                 raise DataError(f"feature {feature.name!r}: rows that stand by themselves have categories and numbers")
+            if feature.name in ("label", "timestamp"):
+                raise DataError(f"{dataset.raw}: no feature can have the name {feature.name!r}; rename its column")
         self.categories = [feature for feature in self.layout.features if feature.kind == "category"]
         self.vocabularies = {feature.name: Vocabulary(feature.most) for feature in self.categories}
         self.record = np.dtype(
@@ -53,7 +55,8 @@ class Examples:
                 for feature in self.layout.features:
                     column = table[feature.name]
                     if feature.kind == "number":
-                        records[feature.name] = np.asarray(column.cast(pa.float32()).fill_null(float("nan")))
+                        value = np.asarray(column.cast(pa.float32(), safe=False).fill_null(float("nan")))
+                        records[feature.name] = np.where(np.isfinite(value), value, np.float32("nan"))
                     else:
                         records[feature.name] = self.vocabularies[feature.name].encode(column)
                 self.rows += len(table)
@@ -90,6 +93,11 @@ def write(log: Examples, protocol: Protocol, name: str, folder: Folder) -> tuple
             positive[title] += int(records["label"][splits[-1] == which].sum())
     for split in splits:
         digest.update(split.tobytes())
+    for which, title in enumerate(SPLITS):
+        rows = sum(int((split == which).sum()) for split in splits)
+        if rows and positive[title] in (0, rows):
+            only = min(1, positive[title])
+            raise DataError(f"all {rows} labels of the {title} split are {only} under protocol {name}; take another")
     new = {feature.name: _renumbered(counts[feature.name], feature.fewest) for feature in log.categories}
     spills = Spills(log.scratch, log.rows)
     for records, split in zip(log.chunks(), splits, strict=True):

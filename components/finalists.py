@@ -62,7 +62,7 @@ def contenders(run: Run) -> list[Finalist]:
                 best[group] = value, one
     chosen = []
     for _, one in best.values():
-        final = one.method.final
+        final = one.method.final(run.schema)
         known = one.model_id if final == one.method else final.model_id(one.genotype, run.schema.split_digest)
         chosen.append(replace(one, method=final, model_id=known))
     return [*chosen, *(one for one in everyone if one.role != "found")]
@@ -86,8 +86,9 @@ def of_specs(rivals: Iterable[str], training: Any) -> list[Method]:
     """Rivals by their specs; those that are trained by the same kind of settings as ours are given ours."""
     methods: list[Method] = []
     for spec in rivals:
-        names = {known.name for known in fields(plugins.load("methods", spec.partition(":")[0]))}
-        methods.append(plugins.build("methods", spec, **({"training": training} if "training" in names else {})))
+        known = {one.name: one.default for one in fields(plugins.load("methods", spec.partition(":")[0]))}
+        shared = {"training": training} if isinstance(known.get("training"), type(training)) else {}
+        methods.append(plugins.build("methods", spec, **shared))
     return methods
 
 

@@ -179,13 +179,12 @@ def architecture(told: Told) -> str:
     options = (option for decision in space.decisions.values() for option in decision.options)
     families = list(dict.fromkeys(option.partition(":")[0] for option in options))
     drawings = []
-    for model_id in dict.fromkeys(model["model_id"] for model in told.found):
+    for model_id, model in {model["model_id"]: model for model in told.found}.items():
         about = told.report["models"][model_id]
         chosen = parse(about["genotype"])
         genotype = {name: chosen[name] for name in sorted(chosen, key=list(space.decisions).index)}
-        cost = price(genotype, "")
-        line = f"{count(float(cost.macs))} MACs per example · {count(float(cost.params))} parameters · "
-        line += f"{count(float(cost.table_params))} in tables<br><code>{escape(model_id)}</code>"
+        line = f"{count(model['macs'])} MACs per example · {count(model['params'])} parameters · "
+        line += f"{count(model['table_params'])} in tables<br><code>{escape(model_id)}</code>"
         drawn = (
             pictures.drawing(genotype, families, _parts(genotype, price)) if genotype else lead("Nothing to decide.")
         )

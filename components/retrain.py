@@ -22,8 +22,9 @@ def main(run: Run) -> None:
 
 
 def _train(run: Run, models: Iterable[Finalist]) -> None:
-    jobs = [
-        Job.of(trained(one, seed), one.method, one.genotype, seed, run.refit) for one in models for seed in run.seeds
-    ]
+    jobs = []
+    for one in models:
+        refit = run.refit and one.method.final(run.schema) == one.method
+        jobs += [Job.of(trained(one, seed), one.method, one.genotype, seed, refit) for seed in run.seeds]
     if jobs:
         train_all(run, "retrain", jobs)

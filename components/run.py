@@ -212,7 +212,8 @@ class Run:
             raise DataError(f"{self.raw or self.dataset} holds {what[apart]}: --protocol must be {' or '.join(fit)}")
         for method in self.methods:
             if method.apart != apart:
-                raise DataError(f"{method.name} learns from {what[method.apart]}, but {self.raw} holds {what[apart]}")
+                there = f"{self.raw or self.dataset} holds {what[apart]}"
+                raise DataError(f"{method.name} learns from {what[method.apart]}, but {there}")
 
     def check(self) -> None:
         """Raise for all that can be known to be wrong before a stage runs."""

@@ -149,7 +149,7 @@ class Given(Strategy):
     """Proposes what it was given and nothing else."""
 
     def ask(self) -> list[Genotype]:
-        return [genotype for genotype in self.first if key(genotype) not in self.known]
+        return [genotype for genotype in self.first if self.name(genotype) not in self.known]
 
 
 def unsearched(run: Run, budget: str) -> Mapping[str, Genotype]:
@@ -283,12 +283,13 @@ def write_results(run: Run, folder: Folder, searches: Sequence[Search]) -> None:
     rows.sort(key=lambda row: (-row["score"], row["macs"], row["genotype"]))
     kept = list[tuple[str, dict[str, Any]]]()
     for budget in run.budgets:
-        scored = {row["genotype"]: row for row in rows if row["budget"] == budget and row["strategy"] == GIVEN}
+        scored = {row["model_id"]: row for row in rows if row["budget"] == budget and row["strategy"] == GIVEN}
         named = unsearched(run, budget)
+        ids = {name: run.method.model_id(genotype, run.schema.split_digest) for name, genotype in named.items()}
         for name, genotype in named.items():
-            if key(genotype) not in scored:
+            if ids[name] not in scored:
                 print(f"  {name} has no finite score under {budget} and is left out: {key(genotype)}", flush=True)
-        beside = [(name, scored[key(genotype)]) for name, genotype in named.items() if key(genotype) in scored]
+        beside = [(name, scored[ids[name]]) for name in named if ids[name] in scored]
         kept += [(name, row) for name, row in beside if not name.startswith(GIVEN)]
         for strategy in run.strategies:
             own = [row for row in rows if row["budget"] == budget and row["strategy"] == strategy]

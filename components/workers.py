@@ -230,7 +230,8 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
     started, device = time.monotonic(), settle(run)
     method, schema = from_json(job.method), run.schema
     genotype, plan = method.canonical(parse(job.genotype)), method.retrain
-    seed, valid = seed_of(job.seed, "alone"), run.rows("valid", device=device)
+    judged = 0 if method.stop.ranks else method.stop.rows
+    seed, valid = seed_of(job.seed, "alone"), run.rows("valid", device=device, first=judged)
 
     def fresh(split: str) -> Fit:
         supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed).to(device)

@@ -49,7 +49,7 @@ class ClickNet(Net):
         """ "dense" (B, dense_width), "sparse" (B, N, width)."""
         if self.numbers:
             value_BF = torch.stack([batch[name] for name in self.numbers], 1)
-            dense_BF = value_BF.clamp(min=0).log1p().nan_to_num(0.0)
+            dense_BF = value_BF.clamp(min=0).log1p().nan_to_num(0.0, posinf=0.0)
         else:
             dense_BF = torch.zeros(len(batch), 1, device=batch.rows.device)
         return {"dense": dense_BF, "sparse": self.tables(self.ids(batch))}
@@ -95,6 +95,7 @@ class ClickTraining:
 
     def __post_init__(self) -> None:
         bounded(self, batch=1, epochs=1, patience=0)
+        self.alone()
 
     def task(self) -> Click:
         return Click()

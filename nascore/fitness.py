@@ -51,6 +51,8 @@ class Fitness:
         if self.ranks and self.kind not in task.metrics:
             known = ", ".join((*LOSSES, *task.metrics))
             raise ValueError(f"fitness {self.kind!r} is none of those there are: {known}")
+        if self.kind == "loss@1" and not task.in_batch:
+            raise ValueError("fitness 'loss@1' is for losses over the rows of a batch; here it would be the objective")
         if self.kind in task.lower | task.ratios:
             raise ValueError(f"fitness {self.kind!r}: higher must be better; objective is the negated loss")
 

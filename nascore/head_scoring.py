@@ -21,8 +21,6 @@ from nascore.space import Choice, Genotype
 from nascore.tasks.click import Click
 from nascore.training import Plan
 
-CHUNK = 1_024
-
 
 @dataclass(frozen=True)
 class HeadTuning:
@@ -33,15 +31,22 @@ class HeadTuning:
         learning_rate: Adagrad's.
         warmup: Share of the steps over which it rises, before half a cosine.
         clip: Largest norm of the gradient; 0 for none.
+        epsilon: Adagrad's.
     """
 
     batch: int = 256
     learning_rate: float = 0.04
     warmup: float = 0.1
     clip: float = 5.0
+    epsilon: float = 1e-2
 
     def __post_init__(self) -> None:
-        bounded(self, batch=1, learning_rate=0, warmup=0, clip=0)
+        bounded(self, batch=1)
+        self.plan(1)
+
+    def plan(self, steps: int) -> Plan:
+        known = (self.batch, steps, 0, 0, self.learning_rate, 0.0, self.clip)
+        return Plan(*known, "cosine", "adagrad", self.warmup, self.epsilon)
 
 
 @dataclass
@@ -81,16 +86,14 @@ class HeadScorer:
         self.net, self.task, self.train, self.valid, self.fitness = net.eval(), task.eval(), train, valid, fitness
         steps = min(fitness.calibration, train.rows) // tuning.batch
         if fitness.calibration and not steps:
-            raise ValueError(
-                f"a last layer is tuned on batches of {tuning.batch} rows; there are {train.rows} to train on"
-            )
-        known = (tuning.batch, max(1, steps), 0, 0, tuning.learning_rate, 0.0, tuning.clip)
-        self.steps, self.plan = steps, Plan(*known, "cosine", "adagrad", tuning.warmup)
+            there = f"fitness.calibration {fitness.calibration} and {train.rows} training rows make none"
+            raise ValueError(f"a last layer is tuned on batches of {tuning.batch} rows (head.batch); {there}")
+        self.steps, self.plan = steps, tuning.plan(max(1, steps))
 
     @torch.inference_mode()
     def __call__(self, genotypes: Sequence[Genotype]) -> list[float]:
         heads = [self._head(genotype) for genotype in genotypes]
-        step, whole = 0, max(1, CHUNK // self.plan.batch) * self.plan.batch
+        step, whole = 0, max(1, self.fitness.batch // self.plan.batch) * self.plan.batch
         for x, label_B in self._chunks(self.train, self.steps * self.plan.batch, whole):
             shared = Shared(self.room)
             for head in heads:
@@ -101,15 +104,21 @@ class HeadScorer:
                     head.step(feature_BF[part], label_B[part], rate, self.plan)
             step += len(label_B) // self.plan.batch
         rows = self.valid.rows if self.fitness.ranks else min(self.fitness.rows, self.valid.rows)
-        logits: list[list[Tensor]] = [[] for _ in heads]
+        ranked: list[list[Tensor]] = [[] for _ in heads]
+        losses = torch.zeros(len(heads), dtype=torch.float64, device=self.valid.device)
         labels: list[Tensor] = []
-        for x, label_B in self._chunks(self.valid, rows, CHUNK):
+        for x, label_B in self._chunks(self.valid, rows, self.fitness.batch):
             labels.append(label_B)
             shared = Shared(self.room)
-            for head, own in zip(heads, logits, strict=True):
-                own.append(head.logits(self.net.features(x, head.opened, shared)))
-        label_R = torch.cat(labels)
-        return [self._judged(torch.cat(own), label_R) for own in logits]
+            for place, head in enumerate(heads):
+                logit_B = head.logits(self.net.features(x, head.opened, shared))
+                if self.fitness.kind == "auc":
+                    ranked[place].append(logit_B)
+                else:
+                    losses[place] += metrics.log_loss(logit_B, label_B).sum()
+        if self.fitness.kind == "auc":
+            return [float(metrics.auc(torch.cat(own), torch.cat(labels))) for own in ranked]
+        return [-loss / rows for loss in losses.tolist()]
 
     def _head(self, genotype: Genotype) -> _Head:
         opened = self.net.opened(self.net.space.mix(genotype))
@@ -125,8 +134,3 @@ class HeadScorer:
             batch = data.batch(row_B)
             assert batch.label is not None
             yield self.net.embed(batch), batch.label.to(torch.get_default_dtype())
-
-    def _judged(self, logit_R: Tensor, label_R: Tensor) -> float:
-        if self.fitness.kind == "auc":
-            return float(metrics.auc(logit_R, label_R))
-        return -float(metrics.log_loss(logit_R, label_R).mean())

@@ -42,7 +42,7 @@ def _discount(hits_BK: Tensor) -> Tensor:
 
 
 def auc(score_B: Tensor, label_B: Tensor) -> Tensor:
-    """Probability that a positive outranks a negative, ties counting half, exactly. A scalar; NaN with one class."""
+    """Probability that a positive outranks a negative, ties counting half. A scalar; NaN with one class or a NaN."""
     placed_B = _placement(score_B, label_B)
     return placed_B[label_B > 0].mean()
 
@@ -70,7 +70,8 @@ def _placement(score_B: Tensor, label_B: Tensor) -> Tensor:
     below_T = negative_T.cumsum(0) - negative_T / 2
     above_T = positive_T.sum() - positive_T.cumsum(0) + positive_T / 2
     placed_B = torch.where(positive_B > 0, (below_T / negative_T.sum())[tie_B], (above_T / positive_T.sum())[tie_B])
-    return torch.empty_like(placed_B).scatter_(0, order_B, placed_B)
+    placed_B = torch.empty_like(placed_B).scatter_(0, order_B, placed_B)
+    return torch.where(score_B.isnan().any(), torch.nan, placed_B)
 
 
 def log_loss(logit_B: Tensor, label_B: Tensor) -> Tensor:

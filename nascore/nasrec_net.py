@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nascore import plugins
 from nascore.click_net import ClickNet, Inputs
 from nascore.cost import Cost
 from nascore.ops import Elastic, Live, Op, Spans, build
@@ -21,17 +22,6 @@ from nascore.space import Choice, Decision, Mix, Space
 
 RAW = "raw"
 PAIRED = ("gating", "add")
-LETTERS = {
-    "fc": "DO",
-    "gating": "LRO",
-    "add": "LRO",
-    "dot": "DENO",
-    "embed_fc": "ENM",
-    "attention": "ENM",
-    "project": "DEK",
-    "fm": "ENO",
-}
-"""The sizes that each operator is built at."""
 Node = tuple[str, str]
 
 
@@ -146,7 +136,8 @@ class Block(nn.Module):
         sizes["M"] = max(int(size) for size in options[f"{block}/sparse/size"])
 
         def made(option: str, **own: int) -> Op:
-            return build(specs[option], **{letter: own.get(letter, sizes[letter]) for letter in LETTERS[option]})
+            signature = plugins.load("ops", specs[option].partition(":")[0]).signature
+            return build(specs[option], **{n: own.get(n, size) for n, size in sizes.items() if n in signature})
 
         dense = options[f"{block}/dense/op"] if (block, "dense") in live else ()
         fields = options[f"{block}/sparse/op"] if (block, "fields") in live else ()

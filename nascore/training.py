@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import LayerNorm
 
 from nascore import group
 from nascore.fitness import momentum
@@ -33,7 +34,7 @@ class Plan:
         epochs: The most epochs of a model's own training.
         patience: Epochs without a better validation value after which it ends; 0 for never. The best epoch is kept.
         learning_rate: The optimiser's.
-        weight_decay: Acts on weights of two or more dimensions.
+        weight_decay: Acts on weights of two or more dimensions, norms and biases apart.
         clip: Largest norm of the joined gradient; 0 for none.
         schedule: Of the learning rate over all steps: constant, or falling to 0 on a line or half a cosine.
         optimizer: adam, or adagrad; nets with row-wise tables take adagrad only.
@@ -57,6 +58,8 @@ class Plan:
         bounded(self, batch=1, steps=0, epochs=0, patience=0, learning_rate=0, weight_decay=0, clip=0, warmup=0)
         if self.warmup >= 1:
             raise ValueError(f"Plan: warmup is a share of the steps below 1, not {self.warmup}")
+        if not self.epsilon > 0:
+            raise ValueError(f"Plan: epsilon is above 0, not {self.epsilon}")
 
     def rate(self, step: int, steps: int = 0) -> float:
         """The learning rate of a step, from 0 on, of a training of so many steps, or of the plan's."""
@@ -112,11 +115,14 @@ class Fit:
         own = {f"{name}.weight" for name in tables}
         named = {name: value for name, value in supernet.net.named_parameters() if name not in own}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
+        norms = [module for module in supernet.net.modules() if isinstance(module, LayerNorm)]
+        free = {id(own) for norm in norms for own in norm.parameters()}
+        kept = [name for name, p in named.items() if p.dim() < 2 or name.endswith("bias") or id(p) in free]
         decayed: dict[str, Any] = {
-            "params": [p for p in named.values() if p.dim() >= 2],
+            "params": [p for name, p in named.items() if name not in kept],
             "weight_decay": plan.weight_decay,
         }
-        others: dict[str, Any] = {"params": [p for p in named.values() if p.dim() < 2]}
+        others: dict[str, Any] = {"params": [named[name] for name in kept]}
         self.optimizer: torch.optim.Optimizer
         if plan.optimizer == "adam":
             self.optimizer = torch.optim.Adam([decayed, others], lr=plan.learning_rate, fused=True)
@@ -228,7 +234,8 @@ class Fit:
             for key, value in state.items():
                 if key.startswith(f"{optimizer}."):
                     _, kind, name = key.split(".", 2)
-                    adam.state[by_name[name]][kind] = value.clone().to(by_name[name].device)
+                    on_host = kind == "step" and self.plan.optimizer == "adagrad" and optimizer == "optimizer"
+                    adam.state[by_name[name]][kind] = value.clone().to("cpu" if on_host else by_name[name].device)
 
 
 def refit(

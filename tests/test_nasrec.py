@@ -283,14 +283,16 @@ def test_a_cap_is_lifted_in_the_final_form(clicks: Run) -> None:
     data = clicks.rows("train")
     sizes = {column.name: column.size for column in data.schema.columns if column.kind == "category"}
     (genotype,) = genotypes(PAPER, data, 1)
-    capped, final = (net_of(method, data, genotype).tables for method in (PAPER, PAPER.final))
+    lifted = PAPER.final(data.schema)
+    capped, final = (net_of(method, data, genotype).tables for method in (PAPER, lifted))
     assert capped.sizes == {name: min(size, 12) for name, size in sizes.items()} != sizes == final.sizes
-    assert PAPER.final == replace(PAPER, cap=0) and PAPER.final.final == PAPER.final
-    assert PAPER.model_id(genotype, "d") != PAPER.final.model_id(genotype, "d")
-    prices = [method.price(data.schema)(genotype, "") for method in (PAPER, PAPER.final)]
+    assert lifted == replace(PAPER, cap=0) == lifted.final(data.schema)
+    assert replace(PAPER, cap=10**6).final(data.schema).cap == 10**6, "a cap that no table reaches stays"
+    assert PAPER.model_id(genotype, "d") != lifted.model_id(genotype, "d")
+    prices = [method.price(data.schema)(genotype, "") for method in (PAPER, lifted)]
     assert [price.table_params for price in prices] == [4 * sum(one.sizes.values()) for one in (capped, final)]
     assert (prices[0].macs, prices[0].params) == (prices[1].macs, prices[1].params)
-    with pytest.raises(ValueError, match="a table needs 2 rows or more"):
+    with pytest.raises(ValueError, match="cap is 0 or above 1"):
         replace(PAPER, cap=1)
 
 

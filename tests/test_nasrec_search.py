@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from components import retrain
 from components.finalists import contenders, finalists
 from components.run import Run
-from nascore import head_scoring, plugins
+from nascore import plugins
 from nascore.click_net import ClickNet, ClickTraining
 from nascore.fitness import Fitness
 from nascore.head_scoring import HeadScorer, HeadTuning
@@ -243,9 +243,7 @@ def test_tuning_a_head_pays(clicks: Run, trained: NasRecNet) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 3_000, 1 << 30])
-def test_scores_hang_on_the_genotype_alone(
-    clicks: Run, trained: NasRecNet, monkeypatch: pytest.MonkeyPatch, room: int
-) -> None:
+def test_scores_hang_on_the_genotype_alone(clicks: Run, trained: NasRecNet, room: int) -> None:
     candidates = genotypes(trained, 12)
     together = scorer(trained, clicks, room=room)(candidates)
     alone = scorer(trained, clicks, room=room)
@@ -254,20 +252,20 @@ def test_scores_hang_on_the_genotype_alone(
     assert twice[:3] == twice[3:] == together[:3]
     canonical = [METHOD.canonical(genotype) for genotype in candidates]
     assert scorer(trained, clicks, room=room)(canonical) == together, "nor on what is dead in it"
-    monkeypatch.setattr(head_scoring, "CHUNK", 64)
-    assert scorer(trained, clicks, room=room)(candidates) == pytest.approx(together, rel=1e-5)
+    small = replace(METHOD, fitness=replace(METHOD.fitness, batch=64))
+    assert scorer(trained, clicks, small, room=room)(candidates) == pytest.approx(together, rel=1e-5)
 
 
 def test_rows_are_read_and_embedded_once_for_all(
     clicks: Run, trained: NasRecNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head_scoring, "CHUNK", 64)
+    small = replace(METHOD, fitness=replace(METHOD.fitness, batch=64))
     read, batch, embedded, embed = list[int](), Data.batch, list[int](), ClickNet.embed
     monkeypatch.setattr(Data, "batch", lambda self, rows: (read.append(len(rows)), batch(self, rows))[1])
     monkeypatch.setattr(ClickNet, "embed", lambda self, b: (embedded.append(len(b)), embed(self, b))[1])
     for count in (1, 9):
         read.clear(), embedded.clear()
-        scorer(trained, clicks)(genotypes(trained, count))
+        scorer(trained, clicks, small)(genotypes(trained, count))
         assert read == embedded == [64] * 5 + [64, 64, 22], "320 rows to tune on, 150 to judge on"
 
 
@@ -283,7 +281,10 @@ def test_the_supernet_is_left_as_it_was(clicks: Run, trained: NasRecNet) -> None
 
 
 def test_a_head_needs_a_batch_to_be_tuned_on(clicks: Run, trained: NasRecNet) -> None:
-    with pytest.raises(ValueError, match=r"tuned on batches of 4000 rows; there are 1\d\d\d to train on"):
+    with pytest.raises(
+        ValueError,
+        match=r"batches of 4000 rows \(head.batch\); fitness.calibration \d+ and 1600 training rows make none",
+    ):
         scorer(trained, clicks, replace(METHOD, head=HeadTuning(batch=4_000)))
     assert isinstance(scorer(trained, clicks), HeadScorer)
 
@@ -352,7 +353,7 @@ def test_the_best_is_trained_once_more_in_its_final_form(
 
     monkeypatch.setattr(retrain, "train_all", train_all)
     retrain.main(run)
-    final = method.final.model_id(members[1], digest)
+    final = method.final(run.schema).model_id(members[1], digest)
     of = {name: [f"retrain/{name}/part=0/seed={seed}" for seed in run.seeds] for name in (*known, theirs, final)}
     first = [(of[name][n], "nasrec", cap, seed) for name in known for n, seed in enumerate(run.seeds)]
     first += [(of[theirs][n], "dnn", None, seed) for n, seed in enumerate(run.seeds)]
@@ -360,6 +361,6 @@ def test_the_best_is_trained_once_more_in_its_final_form(
     assert rounds == ([first, last] if cap else [first]), "the best by its mean over seeds, with tables without a cap"
     assert (run.folder / "retrain").read_json("models.json") == [*known, theirs, *([final] if cap else [])]
     best, other = contenders(run)
-    assert (best.model_id, best.method, best.genotype) == (final, method.final, members[1])
+    assert (best.model_id, best.method, best.genotype) == (final, method.final(run.schema), members[1])
     assert best.candidate == known[1] == finalists(run)[1].model_id and other.model_id == theirs
     assert json.loads(json.dumps(best.method.to_json()))["cap"] == 0

@@ -68,8 +68,7 @@ class Method(metaclass=ABCMeta):
     def retrain(self) -> Plan:
         """How a model is trained alone."""
 
-    @property
-    def final(self) -> "Method":
+    def final(self, schema: Schema) -> "Method":
         """The method by which the best candidate is trained once more for the test, where that differs."""
         return self
 

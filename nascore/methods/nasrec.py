@@ -4,7 +4,9 @@ Each block of a model decides its dense and sparse operator, their dimensions, w
 whether its dense output joins the sparse ones (§3). One path is trained a step (§4.1), candidates are scored with their
 last layer tuned anew (§4.3), and regularized evolution searches (§4.4). Where the paper is silent the authors' public
 code fills in; the preset `repo` takes its settings where the two differ. In both, norms are kept in models trained
-alone, as the paper has them in every operator; the public code leaves them out there.
+alone, as the paper has them in every operator; the public code leaves them out there. Its evolution is
+`regularized:population=128,sample=64,children=8,mutations=6,decay=48`, and its last training has settings of its own,
+which are not taken over.
 """
 
 from collections.abc import Mapping
@@ -29,6 +31,7 @@ from nascore.tasks import Task
 from nascore.tasks.click import Click
 from nascore.training import Plan
 
+HEADS = 8
 Paths = Literal["single_any", "single_single", "any_any"]
 
 
@@ -46,6 +49,7 @@ class NASRec(Method):
         inputs: The most outputs that an operator reads; 0 for any number.
         operators: Whether a branch of a searched model has one operator or any number.
         balanced: Whether a dot product maps its fields to about as few as give the dense dimension (§4.2).
+        inner: To how many, where it is known; 0 for the least whose pairs are as many as the widest dense dimension.
         square_gating: Whether the gate has a weight for each pair of inputs, as in the public code, which makes it the
             largest of all operators by far.
         attention: field, the paper's without weights, or transformer, the public code's.
@@ -58,9 +62,10 @@ class NASRec(Method):
         learning_rate: Adagrad's, for the supernet.
         warmup: Share of its steps in which the whole supernet may run.
         candidates: Genotypes that a search scores.
-        fitness: What they are scored by; `calibration` rows tune the last layer.
+        fitness: What they are scored by: objective, the negated log loss, or auc. `calibration` rows tune the last
+            layer; as many rows at a time as make a batch are computed.
         head: How those do.
-        training: How a model is trained alone.
+        training: How a model is trained alone; the supernet takes its clip, warmup and epsilon.
     """
 
     size: Literal["full", "small"] = "full"
@@ -72,6 +77,7 @@ class NASRec(Method):
     inputs: int = 0
     operators: Literal["single", "any"] = "single"
     balanced: bool = True
+    inner: int = 0
     square_gating: bool = False
     attention: Literal["field", "transformer"] = "field"
     fm: bool = False
@@ -83,7 +89,7 @@ class NASRec(Method):
     learning_rate: float = 0.04
     warmup: float = 0.25
     candidates: int = 1_664
-    fitness: Fitness = replace(JUDGED, calibration=128_000)
+    fitness: Fitness = replace(JUDGED, batch=1_024, calibration=128_000)
     head: HeadTuning = HeadTuning()
     training: ClickTraining = ClickTraining()
 
@@ -102,20 +108,29 @@ class NASRec(Method):
             "learning_rate": 0.12,
             "warmup": 0.21,
             "candidates": 2_048,
+            "inner": 45,
+            "fitness": {"rows": 1_228_800, "batch": 1_024, "calibration": 256_000},
+            "head": {"batch": 512},
             "training": {"learning_rate": 0.12, "batch": 512},
         }
     }
 
     def __post_init__(self) -> None:
-        bounded(self, blocks=1, embedding=1, tokens=1, inputs=0, cap=0, steps=1, batch=1, warmup=0, candidates=1)
+        bounded(
+            self, blocks=1, embedding=1, tokens=1, inner=0, inputs=0, cap=0, steps=1, batch=1, warmup=0, candidates=1
+        )
+        if self.warmup > 1:
+            raise ValueError(f"NASRec: warmup is a share of the steps, not {self.warmup}")
+        if self.inner and not self.balanced:
+            raise ValueError("NASRec: inner is for balanced dot products")
+        if self.attention == "transformer" and self.embedding % HEADS:
+            raise ValueError(f"NASRec: attention=transformer has {HEADS} heads; embedding must be a multiple of that")
         for name in ("dense_sizes", "sparse_sizes"):
             sizes = getattr(self, name)
             if not sizes or list(sizes) != sorted({*sizes}) or sizes[0] < 1:
                 raise ValueError(f"NASRec: {name} must be one or more sizes, the smallest first, not {sizes}")
         if self.cap == 1:
-            raise ValueError(
-                "NASRec: a table needs 2 rows or more, one of them for missing values: cap is 0 or above 1"
-            )
+            raise ValueError("NASRec: cap is 0 or above 1: one row of a table stands for missing values")
 
     def space(self, schema: Schema) -> Space:
         full = self.size == "full"
@@ -145,14 +160,14 @@ class NASRec(Method):
     @property
     def specs(self) -> Mapping[str, str]:
         """What an option is built as."""
-        inner = ceil((2 * self.dense_sizes[-1]) ** 0.5) if self.balanced else 0
+        inner = (self.inner or ceil((2 * self.dense_sizes[-1]) ** 0.5)) if self.balanced else 0
         own = {
             "fc": "fc",
             "gating": f"gating:square={self.square_gating}",
             "add": "add",
             "dot": f"dot:{inner}",
             "embed_fc": "embed_fc",
-            "attention": f"field_{'attention' if self.attention == 'field' else 'transformer'}",
+            "attention": "field_attention" if self.attention == "field" else f"field_transformer:{HEADS}",
             "project": "project",
             "fm": "fm",
         }
@@ -209,8 +224,12 @@ class NASRec(Method):
         return self.training.alone()
 
     @property
-    def final(self) -> "NASRec":
-        return replace(self, cap=0)
+    def stop(self) -> Fitness:
+        return JUDGED
+
+    def final(self, schema: Schema) -> "NASRec":
+        capped = self.cap and any(column.size > self.cap for column in schema.columns)
+        return replace(self, cap=0) if capped else self
 
     def paper_meter(self, schema: Schema, genotype: Genotype) -> dict[str, Cost]:
         """A model's cost as the paper's figures count it: fvcore on the public code's net, norms left out.

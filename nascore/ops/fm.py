@@ -1,4 +1,4 @@
-"""Half the square of a sum less the sum of squares: all pairs of fields at once (Rendle, 2010)."""
+"""The square of a sum less the sum of squares: twice all pairs of fields at once (Rendle, 2010)."""
 
 from typing import ClassVar
 

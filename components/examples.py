@@ -99,12 +99,12 @@ def write(log: Examples, protocol: Protocol, name: str, folder: Folder) -> tuple
             only = min(1, positive[title])
             raise DataError(f"all {rows} labels of the {title} split are {only} under protocol {name}; take another")
     new = {feature.name: _renumbered(counts[feature.name], feature.fewest) for feature in log.categories}
-    spills = Spills(log.scratch, log.rows)
+    spills = Spills(log.scratch, log.rows, log.record)
     for records, split in zip(log.chunks(), splits, strict=True):
         for column, ids in new.items():
             records[column] = ids[records[column]]
         spills.add(records, split)
-    spills.write(log.record, name, folder)
+    spills.write(name, folder)
     columns = [
         Column(f.name, "row", f.kind, 0 if f.kind == "number" else int(new[f.name].max()) + 1)
         for f in log.layout.features

@@ -123,7 +123,7 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
     """The second pass: everything of the prepared data but its schema file."""
     protocol.survey(log.chunks)
     digest, users_in = hashlib.sha256(), np.zeros(3, np.int64)
-    spills = Spills(log.scratch, log.rows)
+    spills = Spills(log.scratch, log.rows, log.record)
     for number, records in enumerate(log.parts()):
         split = protocol.split(records["user"], records["timestamp"])
         labelled = np.empty(len(records), LABELLED)
@@ -139,7 +139,7 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
             users_in[which] += len(np.unique(records["user"][chosen]))
             events = {"user": records["user"][chosen], "order": order[chosen], "item": records["item"][chosen]}
             folder.write_table(f"history/split={title}/part-{number:05d}.parquet", pa.table(events))
-    spills.write(log.record, name, folder)
+    spills.write(name, folder)
     columns, digests = _write_entities(log, folder)
     layout = log.layout
     schema = Schema(

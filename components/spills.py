@@ -13,7 +13,7 @@ from nascore.datasets import DataError
 from nascore.rows import seed_of
 from nascore.schema import SPLITS
 
-ROWS_A_BUCKET = 1 << 20
+BUCKET_BYTES = 48 << 20
 ROWS_A_GROUP, FEWEST_A_GROUP, GROUPS = 65_536, 64, 64
 Records = NDArray[Any]
 
@@ -24,8 +24,9 @@ class Spills:
     Reading them one after the other is reading in random order.
     """
 
-    def __init__(self, scratch: Path, rows: int) -> None:
-        self.scratch, self.buckets = scratch, max(1, -(-rows // ROWS_A_BUCKET))
+    def __init__(self, scratch: Path, rows: int, record: np.dtype[Any]) -> None:
+        self.scratch, self.record = scratch, record
+        self.buckets = max(1, -(-rows * record.itemsize // BUCKET_BYTES))
         self.draw = np.random.default_rng(seed_of("prepare", "buckets"))
         self.counts = dict.fromkeys(SPLITS, 0)
 
@@ -39,7 +40,7 @@ class Spills:
                 with open(self.scratch / f"{title}-{target:05d}", "ab") as spill:
                     records[chosen & (bucket == target)].tofile(spill)
 
-    def write(self, record: np.dtype[Any], protocol: str, folder: Folder) -> None:
+    def write(self, protocol: str, folder: Folder) -> None:
         """One file a bucket; small splits have row groups enough for many workers too. Raises for an empty split."""
         empty = [title for title, count in self.counts.items() if not count]
         if empty:
@@ -53,9 +54,10 @@ class Spills:
                 spill = self.scratch / f"{title}-{number:05d}"
                 if not spill.exists():
                     continue
-                records = np.fromfile(spill, record)
+                records = np.fromfile(spill, self.record)
                 records = records[np.random.default_rng(seed_of("prepare", title, number)).permutation(len(records))]
-                table = pa.table({field: np.ascontiguousarray(records[field]) for field in record.names or ()})
+                table = pa.table({field: np.ascontiguousarray(records[field]) for field in self.record.names or ()})
                 with folder.writing(f"split={title}/part-{number:05d}.parquet") as local:
                     pq.write_table(table, local, compression="zstd", row_group_size=size)
                 spill.unlink()
+                del records, table  # before the next bucket is read

@@ -218,7 +218,7 @@ def test_files_hang_on_the_rows_alone(prepared: Prepare, monkeypatch: pytest.Mon
 
 def test_small_buckets_hold_the_same_rows(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepared(Rows(drawn()))
-    monkeypatch.setattr(spills, "ROWS_A_BUCKET", 60)
+    monkeypatch.setattr(spills, "BUCKET_BYTES", 60 * 36)
     parts = prepared(Rows(drawn()))
     assert parts.schema == whole.schema
     for split in SPLITS:

@@ -216,7 +216,7 @@ def test_bounded_parts_give_the_same_rows(
 ) -> None:
     for where, name, value in (
         (prepare, "USERS_A_PART", 7),
-        (spills, "ROWS_A_BUCKET", 200),
+        (spills, "BUCKET_BYTES", 200 * 37),
         (spills, "ROWS_A_GROUP", 16),
     ):
         monkeypatch.setattr(where, name, value)

@@ -6,7 +6,8 @@ last layer tuned anew (§4.3), and regularized evolution searches (§4.4). Where
 code fills in; the preset `repo` takes its settings where the two differ. In both, norms are kept in models trained
 alone, as the paper has them in every operator; the public code leaves them out there. Its evolution is
 `regularized:population=128,sample=64,children=8,mutations=6,decay=48`, and its last training has settings of its own,
-which are not taken over.
+which are not taken over; a projected dense output holds that of the factorisation machine too, which there is added
+after it.
 """
 
 from collections.abc import Mapping

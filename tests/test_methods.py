@@ -56,7 +56,7 @@ TINY: Mapping[str, Mapping[str, Any]] = {
         "cap": 5,
     },
 }
-QUICK: Mapping[str, Mapping[str, Any]] = {"nasrec": {"warmup": 0.0}}
+QUICK: Mapping[str, Mapping[str, Any]] = {"nasrec": {"warmup": 0.0, "blocks": 3}}
 """What spares the largest settings their most costly steps; the tiny ones take them."""
 COUNTED = ("linear", "addmm", "mm", "matmul", "bmm", "einsum", "conv")
 

@@ -82,8 +82,19 @@ class Elastic(Op, ABC):
     `inherit`ed weights, is equal.
     """
 
-    axes: Mapping[str, str]
+    axes: Mapping[str, str] = MappingProxyType({})
     epsilon: ClassVar[float] = 1e-5
+
+    def give_map(self, name: str, letters: str, outputs: int, inputs: int, bias: bool = True) -> None:
+        """Add a linear map, its letters those of its outputs and inputs, for `linear` to run."""
+        self.add_module(name, weights(inputs, outputs, bias))
+        own = {f"{name}.bias": letters[0]} if bias else {}
+        self.axes = {**self.axes, f"{name}.weight": letters, **own}
+
+    def give_norm(self, name: str, letters: str, *sizes: int) -> None:
+        """Add a layer normalisation over the last axes, for `normed` to run."""
+        self.add_module(name, nn.LayerNorm(sizes))
+        self.axes = {**self.axes, f"{name}.weight": letters, f"{name}.bias": letters}
 
     @abstractmethod
     def macs(self, live: Live = EVERY) -> int: ...

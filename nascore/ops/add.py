@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from nascore.ops import EVERY, Elastic, Live, weights
+from nascore.ops import EVERY, Elastic, Live
 
 
 class Add(Elastic):
@@ -18,13 +18,10 @@ class Add(Elastic):
 
     def __init__(self, norm: bool = True, *, L: int, R: int, O: int) -> None:
         super().__init__()
-        self.left, self.right = weights(L, O, bias=False), weights(R, O, bias=not norm)
-        self.axes = {"left.weight": "OL", "right.weight": "OR"}
+        self.give_map("left", "OL", O, L, bias=False)
+        self.give_map("right", "OR", O, R, bias=not norm)
         if norm:
-            self.norm = nn.LayerNorm(O)
-            self.axes |= {"norm.weight": "O", "norm.bias": "O"}
-        else:
-            self.axes |= {"right.bias": "O"}
+            self.give_norm("norm", "O", O)
 
     def forward(self, left_BL: Tensor, right_BR: Tensor, live: Live = EVERY) -> Tensor:
         sum_BO = self.linear("left", left_BL, live) + self.linear("right", right_BR, live)

@@ -3,9 +3,9 @@
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nascore.ops import EVERY, Elastic, Live, weights
+from nascore.ops import EVERY, Elastic, Live
 
 
 class Dot(Elastic):
@@ -21,23 +21,13 @@ class Dot(Elastic):
     def __init__(self, inner: int, norm: bool = True, *, D: int, E: int, N: int, O: int) -> None:
         super().__init__()
         self.inner, self.width, self.fields = inner, E, N
-        self.dense = weights(D, E, bias=not norm)
-        self.axes = {"dense.weight": "ED"}
         vectors = inner or N
-        if inner:
-            self.sparse = weights(N, inner, bias=not norm)
-            self.axes |= {"sparse.weight": "kN"}
-        self.out = weights(vectors * (vectors + 1) // 2, O, bias=not norm)
-        self.axes |= {"out.weight": "Op"}
-        if norm:
-            self.dense_norm, self.out_norm = nn.LayerNorm(E), nn.LayerNorm(O)
-            self.axes |= {f"dense_norm.{part}": "E" for part in ("weight", "bias")}
-            self.axes |= {f"out_norm.{part}": "O" for part in ("weight", "bias")}
-            if inner:
-                self.sparse_norm = nn.LayerNorm(inner)
-                self.axes |= {f"sparse_norm.{part}": "k" for part in ("weight", "bias")}
-        else:
-            self.axes |= {"dense.bias": "E", "out.bias": "O"} | ({"sparse.bias": "k"} if inner else {})
+        maps = {"dense": ("ED", E, D), "sparse": ("kN", inner, N), "out": ("Op", O, vectors * (vectors + 1) // 2)}
+        for name, (letters, outputs, inputs) in maps.items():
+            if outputs:
+                self.give_map(name, letters, outputs, inputs, bias=not norm)
+                if norm:
+                    self.give_norm(f"{name}_norm", letters[0], outputs)
 
     def forward(self, x_BD: Tensor, x_BEN: Tensor, live: Live = EVERY) -> Tensor:
         live = self._with_pairs(live)

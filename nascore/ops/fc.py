@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from nascore.ops import EVERY, Elastic, Live, weights
+from nascore.ops import EVERY, Elastic, Live
 
 
 class Fc(Elastic):
@@ -15,13 +15,9 @@ class Fc(Elastic):
 
     def __init__(self, norm: bool = True, *, D: int, O: int) -> None:
         super().__init__()
-        self.map = weights(D, O, bias=not norm)
-        self.axes = {"map.weight": "OD"}
+        self.give_map("map", "OD", O, D, bias=not norm)
         if norm:
-            self.norm = nn.LayerNorm(O)
-            self.axes |= {"norm.weight": "O", "norm.bias": "O"}
-        else:
-            self.axes |= {"map.bias": "O"}
+            self.give_norm("norm", "O", O)
 
     def forward(self, x_BD: Tensor, live: Live = EVERY) -> Tensor:
         return self.normed("norm", self.linear("map", x_BD, live), live).relu()

@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from nascore.ops import EVERY, Elastic, Live, weights
+from nascore.ops import EVERY, Elastic, Live
 
 
 class FieldAttention(Elastic):
@@ -20,13 +20,9 @@ class FieldAttention(Elastic):
     def __init__(self, norm: bool = True, *, E: int, N: int, M: int) -> None:
         super().__init__()
         self.width = E
-        self.map = weights(N, M, bias=not norm)
-        self.axes = {"map.weight": "MN"}
-        if norm:
-            self.map_norm, self.norm = nn.LayerNorm(M), nn.LayerNorm(M)
-            self.axes |= {f"{name}.{part}": "M" for name in ("map_norm", "norm") for part in ("weight", "bias")}
-        else:
-            self.axes |= {"map.bias": "M"}
+        self.give_map("map", "MN", M, N, bias=not norm)
+        for name in ("map_norm", "norm") if norm else ():
+            self.give_norm(name, "M", M)
 
     def forward(self, x_BEN: Tensor, live: Live = EVERY) -> Tensor:
         x_BME = self.normed("map_norm", self.linear("map", x_BEN, live), live).transpose(1, 2)

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nascore.ops import EVERY, Elastic, Live, weights
+from nascore.ops import EVERY, Elastic, Live
 from nascore.plugins import bounded
 
 SCALE = 0.17
@@ -26,20 +26,14 @@ class FieldTransformer(Elastic):
         bounded(self, heads=1)
         if E % heads:
             raise ValueError(f"field_transformer: a width of {E} cannot be shared by {heads} heads")
-        self.map = weights(N, M, bias=not norm)
-        self.axes = {"map.weight": "MN"}
+        self.give_map("map", "MN", M, N, bias=not norm)
         if norm:
-            self.map_norm = nn.LayerNorm(M)
-            self.axes |= {"map_norm.weight": "M", "map_norm.bias": "M"}
-        else:
-            self.axes |= {"map.bias": "M"}
-        self.query, self.key, self.value, self.mixed, self.hidden, self.out = (weights(E, E) for _ in range(6))
-        self.first_norm, self.last_norm = nn.LayerNorm(E), nn.LayerNorm(E)
+            self.give_norm("map_norm", "M", M)
         for name in ("query", "key", "value", "mixed", "hidden", "out"):
-            self.axes |= {f"{name}.weight": "ee", f"{name}.bias": "e"}
+            self.give_map(name, "ee", E, E)
         for name in ("first_norm", "last_norm"):
-            nn.init.constant_(self.get_submodule(name).weight, SCALE)  # type: ignore[arg-type]
-            self.axes |= {f"{name}.weight": "e", f"{name}.bias": "e"}
+            self.give_norm(name, "e", E)
+            nn.init.constant_(self.whole(f"{name}.weight"), SCALE)
 
     def forward(self, x_BEN: Tensor, live: Live = EVERY) -> Tensor:
         mapped_BEM = self.normed("map_norm", self.linear("map", x_BEN, live), live)

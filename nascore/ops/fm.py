@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from nascore.ops import EVERY, Elastic, Live, weights
+from nascore.ops import EVERY, Elastic, Live
 
 
 class Fm(Elastic):
@@ -15,13 +15,9 @@ class Fm(Elastic):
 
     def __init__(self, norm: bool = True, *, E: int, N: int, O: int) -> None:
         super().__init__()
-        self.map = weights(E, O, bias=not norm)
-        self.axes = {"map.weight": "OE"}
+        self.give_map("map", "OE", O, E, bias=not norm)
         if norm:
-            self.norm = nn.LayerNorm(O)
-            self.axes |= {"norm.weight": "O", "norm.bias": "O"}
-        else:
-            self.axes |= {"map.bias": "O"}
+            self.give_norm("norm", "O", O)
 
     def forward(self, x_BEN: Tensor, live: Live = EVERY) -> Tensor:
         pair_BE = x_BEN.sum(2).square() - x_BEN.square().sum(2)

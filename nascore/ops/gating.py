@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from nascore.ops import EVERY, Elastic, Live, weights
+from nascore.ops import EVERY, Elastic, Live
 
 
 class Gating(Elastic):
@@ -20,16 +20,10 @@ class Gating(Elastic):
     def __init__(self, square: bool = False, norm: bool = True, *, L: int, R: int, O: int) -> None:
         super().__init__()
         self.square = square
-        self.gate, self.value = weights(L, R if square else O), weights(R, O)
-        self.axes = {
-            "gate.weight": "RL" if square else "OL",
-            "gate.bias": "R" if square else "O",
-            "value.weight": "OR",
-            "value.bias": "O",
-        }
+        self.give_map("gate", *(("RL", R) if square else ("OL", O)), L)
+        self.give_map("value", "OR", O, R)
         if norm:
-            self.norm = nn.LayerNorm(O)
-            self.axes |= {"norm.weight": "O", "norm.bias": "O"}
+            self.give_norm("norm", "O", O)
 
     def forward(self, left_BL: Tensor, right_BR: Tensor, live: Live = EVERY) -> Tensor:
         gate = self.linear("gate", left_BL, live).sigmoid()

@@ -231,3 +231,21 @@ def test_evolution_breeds_from_the_better_half() -> None:
 def test_evolution_refuses_settings_that_cannot_work(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="population >= 2 and 0 < mutation <= 1"):
         plugins.load("strategies", "evolution")(SPACE, 0, **settings)
+
+
+def test_mutations_become_fewer() -> None:
+    space = Space([Decision(f"{place}", tuple("abcdefghij")) for place in range(40)])
+    strategy = plugins.build(
+        "strategies", "regularized:population=6,sample=6,children=4,mutations=3,decay=2", space, 0, ()
+    )
+    changed = []
+    for number in range(9):
+        asked = strategy.ask()
+        if number:
+            parents = [strategy.parents[key(child)][0] for child in asked]
+            pairs = zip(asked, parents, strict=True)
+            changed.append({sum(child[n] != parent[n] for n in child) for child, parent in pairs})
+            living = [trial.genotype for trial in strategy.told[-6:]]
+            assert all(parent == living[0] for parent in parents), "the best of the living, here always the oldest"
+        strategy.tell([Trial(genotype, -float(len(strategy.told) + n)) for n, genotype in enumerate(asked)])
+    assert changed == [{3}, {3}, {2}, {2}, {1}, {1}, {1}, {1}]

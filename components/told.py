@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.run import Run
+from nascore import plugins
 
-SMALLER_IS_BETTER = ("loss", "log_loss")
-NEAREST_TO_ONE = ("calibration",)
+TASKS = [plugins.load("tasks", name) for name in plugins.names("tasks")]
+SMALLER_IS_BETTER = {metric for task in TASKS for metric in task.lower}
+NEAREST_TO_ONE = {metric for task in TASKS for metric in task.ratios}
 Row = dict[str, Any]
 
 

@@ -18,7 +18,6 @@ from nascore.ops import Elastic
 from nascore.plugins import bounded
 from nascore.rows import Data
 from nascore.space import Choice, Genotype
-from nascore.tasks.click import Click
 from nascore.training import Plan
 
 
@@ -80,10 +79,9 @@ class HeadScorer:
     """
 
     def __init__(
-        self, net: NasRecNet, task: Click, train: Data, valid: Data, fitness: Fitness, tuning: HeadTuning, room: int
+        self, net: NasRecNet, train: Data, valid: Data, fitness: Fitness, tuning: HeadTuning, room: int
     ) -> None:
-        self.room = room
-        self.net, self.task, self.train, self.valid, self.fitness = net.eval(), task.eval(), train, valid, fitness
+        self.net, self.train, self.valid, self.fitness, self.room = net.eval(), train, valid, fitness, room
         steps = min(fitness.calibration, train.rows) // tuning.batch
         if fitness.calibration and not steps:
             there = f"fitness.calibration {fitness.calibration} and {train.rows} training rows make none"

@@ -220,7 +220,7 @@ class NasRecNet(ClickNet):
 
     def __init__(self, method: Any, schema: Schema, space: Space) -> None:
         super().__init__(schema, space, method.embedding, method.cap)
-        self.blocks, self.method = method.blocks, method
+        self.blocks = method.blocks
         whole = method.space(schema).decisions
         self.frame, self.whole = (
             Frame(decisions, self.dense_width, len(self.names), method.tokens) for decisions in (space.decisions, whole)

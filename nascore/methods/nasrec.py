@@ -245,8 +245,8 @@ class NASRec(Method):
         return Space(ClickTraining.tunables)
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
-        assert isinstance(net, NasRecNet) and isinstance(task, Click)
-        return HeadScorer(net, task, train, valid, self.fitness, self.head, cache_bytes)
+        assert isinstance(net, NasRecNet)
+        return HeadScorer(net, train, valid, self.fitness, self.head, cache_bytes)
 
 
 class _PaperMeter:

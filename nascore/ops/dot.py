@@ -20,7 +20,7 @@ class Dot(Elastic):
 
     def __init__(self, inner: int, norm: bool = True, *, D: int, E: int, N: int, O: int) -> None:
         super().__init__()
-        self.inner, self.width, self.fields = inner, E, N
+        self.inner, self.fields = inner, N
         vectors = inner or N
         maps = {"dense": ("ED", E, D), "sparse": ("kN", inner, N), "out": ("Op", O, vectors * (vectors + 1) // 2)}
         for name, (letters, outputs, inputs) in maps.items():

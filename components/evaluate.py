@@ -47,7 +47,7 @@ def measure(run: Run, contender: Finalist, seed: int, test: Data) -> Scores:
     )
     supernet.eval()
     task.eval()
-    return task.evaluate(supernet.net.only(), test)
+    return task.evaluate(supernet.net.only(), test.showing(method.shown))
 
 
 def units(run: Run, scores: dict[str, list[Scores]]) -> pa.Table:

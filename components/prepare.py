@@ -133,7 +133,8 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
         digest.update(labelled.tobytes())
         _count_before(records, split, protocol)
         order = _rank_in_run(records["user"])
-        spills.add(records, split)
+        enough = records["before"] >= protocol.least_before
+        spills.add(records[enough], split[enough])
         for which, title in enumerate(SPLITS):
             chosen = split == which
             users_in[which] += len(np.unique(records["user"][chosen]))

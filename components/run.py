@@ -23,7 +23,7 @@ from nascore import plugins
 from nascore.cost import Budget, Cost
 from nascore.datasets import DataError, Dataset, OnBadRow
 from nascore.methods import Method, from_json
-from nascore.rows import Data, Mode
+from nascore.rows import Data, Mode, Shown
 from nascore.schema import Schema
 from nascore.space import Genotype, Space, key, parse
 
@@ -235,10 +235,18 @@ class Run:
                 raise ValueError(f"--{asked} needs one or more, each once; not {list(getattr(self, name))}")
 
     def rows(
-        self, split: str, mode: Mode = "resident", rank: int = 0, world: int = 1, device: str = "cpu", first: int = 0
+        self,
+        split: str,
+        mode: Mode = "resident",
+        rank: int = 0,
+        world: int = 1,
+        device: str = "cpu",
+        first: int = 0,
+        shown: Shown = Shown(),  # noqa: B008
     ) -> Data:
-        """A split of the prepared data, or about its `first` rows."""
-        return Data(f"{self.folder.url}/prepare", split, mode=mode, rank=rank, world=world, device=device, first=first)
+        """A split of the prepared data, or about its `first` rows, as a method's models are shown it."""
+        url = f"{self.folder.url}/prepare"
+        return Data(url, split, mode=mode, rank=rank, world=world, device=device, first=first, shown=shown)
 
     def checkpoint(self) -> Folder:
         """The newest whole checkpoint of the supernet."""

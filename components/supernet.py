@@ -17,6 +17,8 @@ from ray.train.torch import TorchTrainer
 
 from components.run import Folder, Run
 from components.workers import News, Teller, fits, settle, watching
+from nascore import group
+from nascore.net import Net
 from nascore.training import Fit
 
 TOLD_EVERY = 50
@@ -70,10 +72,11 @@ def continue_training(run: Run, rank: int = 0, world: int = 1, tell: Any = lambd
     """Train to the end of the plan as one rank, from the newest whole checkpoint on."""
     device, folder = settle(run), run.folder / "supernet"
     method, schema, seed = run.method, run.schema, run.seeds[0]
-    rows = run.rows("train", run.workers.data, rank, world, device)
+    rows = run.rows("train", run.workers.data, rank, world, device, shown=method.shown)
     supernet, task = method.supernet(schema, method.space(schema), seed).to(device), method.task(schema).to(device)
-    held = run.rows("valid", run.workers.data, rank, world, device) if method.learning else None
-    fit = Fit(supernet, task, rows, method.train, seed, method.learning, held)
+    held = run.rows("valid", run.workers.data, rank, world, device, shown=method.shown) if method.learning else None
+    penalty = method.penalty(supernet.net, measured(run, supernet.net, rank)) if method.learning else None
+    fit = Fit(supernet, task, rows, method.train, seed, method.learning, held, penalty)
     plan, curve = method.train, list[dict[str, float]]()
     before, started = 0.0, time.monotonic()
     if plan.steps < 1:
@@ -88,11 +91,22 @@ def continue_training(run: Run, rank: int = 0, world: int = 1, tell: Any = lambd
         loss = fit.advance(min(TOLD_EVERY, upto - fit.step))
         if not isfinite(loss):
             raise FloatingPointError(f"the supernet's loss is {loss} at step {fit.step}; lower its learning rate")
-        curve.append({"step": fit.step, "loss": loss, "seconds": round(before + time.monotonic() - started, 3)})
+        seconds = round(before + time.monotonic() - started, 3)
+        curve.append({"step": fit.step, "loss": loss, "seconds": seconds, **supernet.sampler.facts(fit.step)})
         if rank == 0:
             tell(News(fit.step, plan.steps, "steps", loss, "loss"))
             if fit.step == upto:
                 save(folder, fit, curve)
+
+
+def measured(run: Run, net: Net, rank: int) -> dict[str, float]:
+    """What the method wants measured on this machine: by the first rank, once a run, for all."""
+    folder = run.folder / "supernet"
+    if rank == 0 and not folder.exists("measured.json"):
+        folder.write_json("measured.json", run.method.measure(net))
+    group.wait()
+    known: dict[str, float] = folder.read_json("measured.json")
+    return known
 
 
 def save(folder: Folder, fit: Fit, curve: list[dict[str, float]]) -> None:

@@ -116,9 +116,10 @@ def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> None:
             method = one.method.tuned(settings)
             model_id = method.model_id(one.genotype, run.schema.split_digest)
             jobs.append(Job.of(f"tune/{model_id}/seed={run.seeds[0]}", method, one.genotype, run.seeds[0]))
-        rows = run.rows("train").rows
+        rows = {one.method.shown: run.rows("train", shown=one.method.shown).rows for one in opened}
         for (one, settings), result in zip(wave, train_all(run, "tune", jobs), strict=True):
-            examples = result["steps"] * min(one.method.tuned(settings).retrain.batch, rows) or rows
+            taught = rows[one.method.shown]
+            examples = result["steps"] * min(one.method.tuned(settings).retrain.batch, taught) or taught
             tried = {name: result[name] for name in ("model_id", "value", "best_epoch", "seconds")}
             one.tried.append({"settings": settings, "examples": examples, **tried})
         for one in opened:

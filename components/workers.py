@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from components.run import Folder, Run, running_cluster
 from nascore.methods import Method, Scorer, from_json
+from nascore.net import Net
 from nascore.rows import seed_of
 from nascore.space import Genotype, parse
 from nascore.training import Fit, State, refit, train
@@ -195,8 +196,8 @@ def open_scorer(run: Run, cache_bytes: int) -> Scorer:
         module.load_state_dict(own, assign=True)
         module.eval().requires_grad_(False)
     fitness = method.fitness
-    train = run.rows("train", device=device, first=max(1, fitness.calibration))
-    valid = run.rows("valid", device=device, first=0 if fitness.ranks else fitness.rows)
+    train = run.rows("train", device=device, first=max(1, fitness.calibration), shown=method.shown)
+    valid = run.rows("valid", device=device, first=0 if fitness.ranks else fitness.rows, shown=method.shown)
     return method.scorer(supernet.net, task, train, valid, cache_bytes)
 
 
@@ -231,11 +232,14 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
     method, schema = from_json(job.method), run.schema
     genotype, plan = method.canonical(parse(job.genotype)), method.retrain
     judged = 0 if method.stop.ranks else method.stop.rows
-    seed, valid = seed_of(job.seed, "alone"), run.rows("valid", device=device, first=judged)
+    seed, valid = seed_of(job.seed, "alone"), run.rows("valid", device=device, first=judged, shown=method.shown)
 
     def fresh(split: str) -> Fit:
-        supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed).to(device)
-        rows = run.rows(split, run.workers.data, device=device)
+        supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed)
+        if method.inherits:
+            supernet.net.inherit(searched(run))
+        supernet = supernet.to(device)
+        rows = run.rows(split, run.workers.data, device=device, shown=method.shown)
         return Fit(supernet, method.task(schema).to(device), rows, plan, seed)
 
     def saved(name: str) -> State | None:
@@ -271,6 +275,15 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
             folder.fs.rm(f"{folder.path}/{name}")
     tell(News(plan.epochs, plan.epochs, "epochs", outcome.value, lasting=False))
     return result
+
+
+def searched(run: Run) -> Net:
+    """The run's supernet, with its weights."""
+    method, schema = run.method, run.schema
+    net, own = method.net(schema, method.space(schema)), "supernet.net."
+    weights = run.checkpoint().read_tensors("weights.safetensors")
+    net.load_state_dict({name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)})
+    return net
 
 
 @ray.remote(max_retries=3)

@@ -22,6 +22,12 @@ def rank() -> int:
     return dist.get_rank() if size() > 1 else 0
 
 
+def wait() -> None:
+    """Go on once every rank is here."""
+    if size() > 1:
+        dist.barrier()
+
+
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

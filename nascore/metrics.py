@@ -86,3 +86,15 @@ def mrr(hits_BK: Tensor, k: int) -> Tensor:
     hits_BK = hits_BK[:, :k]
     first_B = hits_BK.to(torch.int8).argmax(dim=1)
     return torch.where(hits_BK.any(dim=1), 1 / (first_B + 1).to(torch.float64), 0.0)
+
+
+def of_rank(rank_B: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
+    """Recall, reciprocal rank and NDCG at each k of units with one relevant item, at a rank from 1 on. Each (B,)."""
+    place_B = rank_B.to(torch.float64)
+    values = {}
+    for k in ks:
+        found_B = (rank_B <= k).to(torch.float64)
+        values[f"recall@{k}"] = found_B
+        values[f"mrr@{k}"] = found_B / place_B
+        values[f"ndcg@{k}"] = found_B / torch.log2(place_B + 1)
+    return values

@@ -12,6 +12,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -19,8 +20,10 @@ from typing import Literal
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nascore.schema import Batch, Schema
@@ -37,6 +40,20 @@ def seed_of(*names: object) -> int:
 def permutation(count: int, *names: object) -> Tensor:
     """A random order of `count` things that hangs on all of `names`."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(*names)))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What of a past a model is shown, and which rows train it.
+
+    length: the events at most; 0 for as many as the data says. sets: whether the sets of past events are shown whole.
+    ends: whether of a user's rows only the last one counts and every `length`-th before it, which is what a model needs
+    that learns from every event of a past: together those pasts hold each event once.
+    """
+
+    length: int = 0
+    sets: bool = False
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,12 +95,13 @@ class Data:
         world: int = 1,
         window: int = 1 << 19,
         first: int = 0,
+        shown: Shown = Shown(),  # noqa: B008
     ) -> None:
         self.fs, self.folder = fsspec.core.url_to_fs(url)
         self.schema = Schema.from_json(self.fs.cat_file(f"{self.folder}/schema.json").decode())
         self.split, self.splits = split, tuple(split.split("+"))
         self.device, self.mode, self.rank, self.world, self.window = device, mode, rank, world, window
-        self.home = device if mode == "resident" else "cpu"
+        self.home, self.shown = device if mode == "resident" else "cpu", shown
         first_words = KEYS if self.schema.user else ("label",)
         self.names = (*first_words, *(column.name for column in self.schema.of("row")))
         self.groups: list[tuple[str, int, int]] = []
@@ -93,9 +111,18 @@ class Data:
         ends = list(accumulate(rows for _, _, rows in self.groups))
         if first:
             self.groups = self.groups[: sum(end < first for end in ends) + 1]
+        self.last = self._last_rows() if shown.ends else None
+        if self.last is not None:
+            self.groups = [(file, group, int(self._ends(keys).sum())) for file, group, keys in self._keys()]
         self.rows = sum(rows for _, _, rows in self.groups)
         if not self.rows:
             raise ValueError(f"{url}: the {split} split is empty; another protocol or more data may fill it")
+
+    def showing(self, shown: Shown) -> "Data":
+        """The same split as another model sees it; what is in memory is shared."""
+        view = copy(self)
+        view.shown = shown
+        return view
 
     # Rows
 
@@ -194,6 +221,8 @@ class Data:
             for index in groups:
                 file, group, rows = self.groups[index]
                 table = readers[file].read_row_group(group, columns=list(self.names))
+                if self.last is not None:
+                    table = table.filter(pa.array(self._ends(table)))
                 for place, name in enumerate(self.names):
                     column = table[name].to_numpy()
                     packed[filled : filled + rows, place] = (
@@ -204,6 +233,25 @@ class Data:
             for handle in opened.values():
                 handle.close()
         return torch.from_numpy(packed)
+
+    def _keys(self) -> Iterator[tuple[str, int, pa.Table]]:
+        """Whose rows each row group holds, and how much of the past lies before each."""
+        for file, group, _ in self.groups:
+            with self.fs.open(file) as handle:
+                yield file, group, pq.ParquetFile(handle).read_row_group(group, columns=["user", "before"])
+
+    def _last_rows(self) -> NDArray[np.int32]:
+        """How much lies before each user's last row. Shape (users,)."""
+        last = np.zeros(self.schema.users, np.int32)
+        for _, _, keys in self._keys():
+            np.maximum.at(last, keys["user"].to_numpy(), keys["before"].to_numpy())
+        return last
+
+    def _ends(self, keys: pa.Table) -> NDArray[np.bool_]:
+        """Which rows are ends, see `Shown`."""
+        assert self.last is not None
+        ends: NDArray[np.bool_] = (self.last[keys["user"].to_numpy()] - keys["before"].to_numpy()) % self.length == 0
+        return ends
 
     def _unpacked(self, packed: Tensor, row_B: Tensor) -> Batch:
         words = dict(zip(self.names, packed.unbind(1), strict=True))
@@ -224,10 +272,10 @@ class Data:
     def user_batch(self, user_B: Tensor, before_B: Tensor, whole: bool = False) -> Batch:
         """Users, shown the first `before_B` events of their histories; no items.
 
-        Of those events a batch holds the last `history_length`, or if `whole`, all: T is then the longest past in it.
+        Of those events a batch holds the last `length`, or if `whole`, all: T is then the longest past in it.
         """
         columns = self._features("user", user_B)
-        length = int(before_B.max()) if whole else self.schema.history_length
+        length = int(before_B.max()) if whole else self.length
         if whole or length:
             back_T = torch.arange(length, 0, -1, device=before_B.device)
             place_BT = before_B.long()[:, None] - back_T
@@ -236,9 +284,18 @@ class Data:
             columns["history"] = item_BT
             table, places = self._table("item")
             for name in self.schema.history:
-                known = item_BT if name == self.schema.item else table[item_BT.long(), places[name].start]
-                columns[f"history/{name}"] = known
+                if name == self.schema.item:
+                    columns[f"history/{name}"] = item_BT
+                elif self.shown.sets and self.schema[name].kind == "set":
+                    columns[f"history/{name}"] = table[item_BT.long()][:, :, places[name]]
+                else:
+                    columns[f"history/{name}"] = table[item_BT.long(), places[name].start]
         return Batch(columns, {"user": user_B}, user_B)
+
+    @property
+    def length(self) -> int:
+        """How many past events a batch holds of each user."""
+        return self.shown.length or self.schema.history_length
 
     def item_batch(self, item_B: Tensor) -> Batch:
         """Items, without users."""

@@ -15,11 +15,14 @@ from nascore.fitness import momentum
 from nascore.net import Supernet
 from nascore.plugins import bounded
 from nascore.rows import Data, seed_of
+from nascore.samplers import Sampler
 from nascore.schema import Batch
+from nascore.space import Mix
 from nascore.sparse import RowAdagrad, Tables
 from nascore.tasks import Model, Task
 
 State = dict[str, Tensor]
+Penalty = Callable[[Mix, Sampler], Tensor]
 Schedule = Literal["constant", "linear", "cosine"]
 Optimizer = Literal["adam", "adagrad"]
 
@@ -91,7 +94,7 @@ class Learning:
 class Fit:
     """One training: a supernet, its task, its optimisers and how far they are; `state` can be saved at any step.
 
-    learning, held: how a sampler that learns does so, and from which rows.
+    learning, held, penalty: how a sampler that learns does so, from which rows, and what is added to its loss.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Fit:
         seed: int,
         learning: Learning | None = None,
         held: Data | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         self.supernet, self.task, self.data, self.plan, self.seed = supernet, task, data, plan, seed
         self.step = 0
@@ -134,7 +138,7 @@ class Fit:
         self.optimizers: dict[str, tuple[torch.optim.Optimizer, dict[Tensor, str]]] = {
             "optimizer": (self.optimizer, self.names)
         }
-        self.learning, self.held = learning, held
+        self.learning, self.held, self.penalty = learning, held, penalty
         if supernet.sampler.learns:
             if learning is None or held is None:
                 raise ValueError(f"{type(supernet.sampler).__name__} learns: it needs settings and rows to learn from")
@@ -194,7 +198,10 @@ class Fit:
         learner, learned = self.optimizers["learner"]
         x, task = net.embed(batch), self.task.eval()
         with momentum(net, 0.0):
-            loss = task.loss(net(x, sampler.relaxed(x, self.step - 1)), batch)
+            mix = sampler.relaxed(x, self.step - 1)
+            loss = task.loss(net(x, mix), batch)
+            if self.penalty is not None:
+                loss = loss + self.penalty(mix, sampler) / group.size()
         task.train()
         for parameter, gradient in zip(learned, torch.autograd.grad(loss, list(learned)), strict=True):
             parameter.grad = gradient

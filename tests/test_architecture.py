@@ -24,12 +24,12 @@ from nascore import plugins
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("the package itself", "nascore"),
-    ("ground", "space cost schema metrics plugins group"),
+    ("ground", "space cost schema metrics plugins group negatives attention"),
     ("galleries and rows", "ops samplers strategies tasks datasets protocols rows tables sparse"),
     ("net", "net"),
     ("fitness", "fitness"),
     ("training", "training"),
-    ("what methods share", "two_tower prefix_scoring click_net nasrec_net head_scoring"),
+    ("what methods share", "two_tower prefix_scoring click_net nasrec_net head_scoring sequence_net dnsrec_net"),
     ("methods", "methods"),
     ("components", "components"),
     ("pipelines", "pipelines"),

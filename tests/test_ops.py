@@ -13,9 +13,11 @@ from nascore import plugins
 from nascore.cost import Cost
 from nascore.ops import Elastic, Live, Op, Spans, build, inputs_of
 from nascore.ops.mlp import Mlp
+from nascore.ops.transformer_layer import TransformerLayer
 
 SPECS = [spec for name in plugins.names("ops") for spec in plugins.load("ops", name).examples]
-HISTORY = [spec for spec in SPECS if "BT" in inputs_of(plugins.load("ops", spec.partition(":")[0]).signature)]
+POOLS = [spec for spec in SPECS if plugins.load("ops", spec.partition(":")[0]).signature == "BTD,BT -> BD"]
+HISTORY = [spec for spec in POOLS if not issubclass(plugins.load("ops", spec.partition(":")[0]), TransformerLayer)]
 ELASTIC = [spec for spec in SPECS if issubclass(plugins.load("ops", spec.partition(":")[0]), Elastic)]
 SIZES = (
     {"B": 7, "N": 5, "T": 5, "D": 12, "O": 6, "E": 4, "M": 3, "L": 5, "R": 7, "K": 2},

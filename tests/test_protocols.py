@@ -45,8 +45,11 @@ def split(name: str, rows: Rows, chunk: int = 700) -> NDArray[np.int8]:
 
 
 def shown_future(protocol: type[Protocol], rows: Rows, label: NDArray[np.int8]) -> list[str]:
-    """What a user's row is shown, by training, selection or histories, that was not yet there or is itself judged."""
-    user, timestamp = rows
+    """What a user's row is shown, by training, selection or histories, that was not yet there or is itself judged.
+
+    Where equal times are no obstacle, the place of a row stands for its time.
+    """
+    user, timestamp = rows[0], rows[1] if protocol.strictly_earlier else np.arange(len(rows[1]))
     wrong = []
     for who in np.unique(user):
         times = [timestamp[(user == who) & (label == which)] for which in (TRAIN, VALID, TEST)]
@@ -103,7 +106,10 @@ def test_every_split_says_what_it_knows(name: str) -> None:
         assert all(set(sources) <= set(SPLITS) for sources in known.values())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not plugins.load("protocols", name).leaks])
+STRICT = [name for name in NAMES if (rule := plugins.load("protocols", name)).strictly_earlier and not rule.leaks]
+
+
+@pytest.mark.parametrize("name", STRICT)
 def test_rows_of_a_user_at_the_same_time_stay_together(name: str) -> None:
     rows = log(times=12)
     label, (user, timestamp) = split(name, rows), ordered(rows)
@@ -142,6 +148,26 @@ def test_user_temporal_equals_a_plain_loop() -> None:
 )
 def test_user_temporal_moves_cuts_back(times: list[int], golden: str) -> None:
     label = split("user_temporal", (np.ones(len(times), np.int32), np.array(times, np.int64)))
+    assert "".join("TVE"[which] for which in label) == golden
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_leave_one_out_equals_a_plain_loop(seed: int) -> None:
+    rows = log(seed, users=2_000, times=40)
+    user, _ = ordered(rows)
+    golden = []
+    for who in np.unique(user):
+        count = int((user == who).sum())
+        golden += {1: [TRAIN], 2: [TRAIN, TEST]}.get(count, [TRAIN] * (count - 2) + [VALID, TEST])
+    label = split("leave_one_out", rows)
+    assert label.tolist() == golden
+    tests = [who for who in np.unique(user) if (user == who).sum() > 1]
+    assert (label == TEST).sum() == len(tests) < len(np.unique(user))
+
+
+@pytest.mark.parametrize("times, golden", [([7, 7, 7, 7], "TTVE"), ([3, 2, 1], "TVE"), ([5, 5], "TE"), ([1], "T")])
+def test_leave_one_out_lets_the_order_of_the_file_decide_equal_times(times: list[int], golden: str) -> None:
+    label = split("leave_one_out", (np.ones(len(times), np.int32), np.array(times, np.int64)))
     assert "".join("TVE"[which] for which in label) == golden
 
 

@@ -35,7 +35,7 @@ PRICE = r"^\s*\$?(?P<price>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)\s*$"
 class AmazonBooks(Dataset):
     """Users of at least `user_rows` reviews and books of at least `item_rows`, counted once over all reviews."""
 
-    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors")
+    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors", "leave_one_out")
 
     def __init__(self, raw: str, on_bad_row: OnBadRow = "error", user_rows: int = 20, item_rows: int = 20) -> None:
         super().__init__(raw, on_bad_row)

@@ -72,7 +72,7 @@ RELEASES = {
 class Movielens(Dataset):
     """One release a folder, told by its ratings: u.data, ratings.dat or ratings.csv; the csv releases know no users."""
 
-    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors")
+    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors", "leave_one_out")
 
     def layout(self) -> Layout:
         release = self._release()

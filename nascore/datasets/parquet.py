@@ -97,7 +97,14 @@ class _Plan:
 class Parquet(Dataset):
     """Logs in parquet as `schema.yaml` describes them; all but the rows is checked before any row is read."""
 
-    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors", "stratified", "temporal")
+    protocols: ClassVar[tuple[str, ...]] = (
+        "user_temporal",
+        "global_temporal",
+        "authors",
+        "leave_one_out",
+        "stratified",
+        "temporal",
+    )
 
     def layout(self) -> Layout:
         return self._plan.layout

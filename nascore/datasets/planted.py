@@ -35,7 +35,7 @@ class Planted(Dataset):
     tables behind the preferences. activity (users,): events of each user.
     """
 
-    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal")
+    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "leave_one_out")
 
     def __init__(
         self, raw: str = "", on_bad_row: OnBadRow = "error", users: int = 2_000, items: int = 1_000, seed: int = 0

@@ -57,7 +57,7 @@ FEATURES = (
 class Yelp(Dataset):
     """Users of at least `user_rows` reviews and businesses of at least `item_rows`, counted once over all reviews."""
 
-    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors")
+    protocols: ClassVar[tuple[str, ...]] = ("user_temporal", "global_temporal", "authors", "leave_one_out")
 
     def __init__(self, raw: str, on_bad_row: OnBadRow = "error", user_rows: int = 20, item_rows: int = 20) -> None:
         super().__init__(raw, on_bad_row)

@@ -19,13 +19,14 @@ from nascore.click_net import JUDGED, ClickTraining
 from nascore.cost import Cost, Price, parse_limits
 from nascore.fitness import Fitness
 from nascore.net import Net, Supernet
-from nascore.rows import Data, seed_of
+from nascore.rows import Data, Shown, seed_of
 from nascore.samplers import Sampler
 from nascore.samplers.uniform import Uniform
 from nascore.schema import Schema
+from nascore.sequence_net import Training as SequenceTraining
 from nascore.space import Decision, Genotype, Space, key
 from nascore.tasks import Task
-from nascore.training import Learning, Plan
+from nascore.training import Learning, Penalty, Plan
 
 CACHE = 2 << 30
 Scorer = Callable[[Sequence[Genotype]], list[float]]
@@ -81,6 +82,24 @@ class Method(metaclass=ABCMeta):
     def learning(self) -> Learning | None:
         """How the sampler learns, if it does."""
         return None
+
+    def penalty(self, net: Net, measured: Mapping[str, float]) -> Penalty | None:
+        """What is added to the loss that the sampler learns by, if anything; `measured` is what `measure` gave."""
+        return None
+
+    def measure(self, net: Net) -> dict[str, float]:
+        """What has to be measured on the machine that trains the supernet, by name; a run measures once."""
+        return {}
+
+    @property
+    def inherits(self) -> bool:
+        """Whether a model of the space begins its own training with the supernet's weights."""
+        return False
+
+    @property
+    def shown(self) -> Shown:
+        """What its models are shown of a user's past."""
+        return Shown()
 
     @property
     def fitness(self) -> Fitness:
@@ -210,6 +229,30 @@ class ClickBaseline(HandMade):
 
     def tunables(self) -> Space:
         return Space([*ClickTraining.tunables, *([Decision("width", self.widths)] if self.widths else [])])
+
+
+class SequenceBaseline(HandMade):
+    """A hand-made next-item model; `training` is a field of each."""
+
+    training: SequenceTraining
+
+    def task(self, schema: Schema) -> Task:
+        return self.training.task()
+
+    @property
+    def shown(self) -> Shown:
+        return self.training.shown
+
+    @property
+    def fitness(self) -> Fitness:
+        return self.training.judged
+
+    @property
+    def retrain(self) -> Plan:
+        return self.training.alone()
+
+    def tunables(self) -> Space:
+        return Space(SequenceTraining.tunables)
 
 
 CONTRACT = Method

@@ -23,7 +23,8 @@ class Protocol(ABC):
     apart: whether it splits rows that stand by themselves instead: `split` is then called for chunks in file order, and
     in place of the users both get the rows' labels.
     history_from: the splits that a split's histories are made of. seen_in: the splits whose items are no candidates
-    when a split is ranked. leaks: what the protocol shows that it should not, "" if nothing.
+    when a split is ranked. least_before: how many earlier events a row needs to be one; rows with fewer stand in
+    histories only. leaks: what the protocol shows that it should not, "" if nothing.
     """
 
     history_from: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -33,6 +34,7 @@ class Protocol(ABC):
     }
     seen_in: ClassVar[Mapping[str, tuple[str, ...]]] = {"train": (), "valid": ("train",), "test": ("train", "valid")}
     strictly_earlier: ClassVar[bool] = True
+    least_before: ClassVar[int] = 0
     leaks: ClassVar[str] = ""
     apart: ClassVar[bool] = False
 

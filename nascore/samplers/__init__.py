@@ -7,18 +7,28 @@ validation batches train them (`nascore.training.Learning`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from math import log
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nascore.space import Choice, Genotype, Infeasible, Mix, Space, key
 
 
 class Sampler(nn.Module, ABC):
-    """Gives every option of every decision of `space` a weight at each step."""
+    """Gives every option of every decision of `space` a weight at each step.
+
+    picks_one: whether it takes only spaces of which every decision picks one option.
+    """
+
+    picks_one: ClassVar[bool] = False
 
     def __init__(self, space: Space, seed: int) -> None:
         super().__init__()
+        others = [name for name, one in space.decisions.items() if not one.least == one.most == 1]
+        if self.picks_one and others:
+            raise ValueError(f"{type(self).__name__} picks one option of a decision, no more or less as {others} may")
         self.space, self.seed = space, seed
 
     @abstractmethod
@@ -41,8 +51,49 @@ class Sampler(nn.Module, ABC):
         """The member of `space`, its own or a narrower one, that it has learned to prefer; None if it learns none."""
         return None
 
+    def facts(self, step: int) -> dict[str, float]:
+        """What to log about a step, by name."""
+        return {}
+
 
 CONTRACT = Sampler
+
+
+class Logits(Sampler):
+    """Learns one logit for each option, all 0 at first; what it prefers is the option of the largest."""
+
+    picks_one = True
+
+    def __init__(self, space: Space, seed: int) -> None:
+        super().__init__(space, seed)
+        self.options = {name: decision.options for name, decision in space.decisions.items()}
+        self.logits = nn.Parameter(torch.zeros(sum(len(options) for options in self.options.values())))
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """The part of each decision in what holds one number for each option."""
+        return dict(zip(self.options, flat.split([len(options) for options in self.options.values()]), strict=True))
+
+    def softmax(self, flat: Tensor) -> dict[str, Tensor]:
+        """The softmax of each decision's part."""
+        return {name: part.softmax(0) for name, part in self.split(flat).items()}
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """The softmax of the logits, on the host; waits for the device."""
+        soft = self.softmax(self.logits.detach().cpu().double())
+        return {name: dict(zip(options, soft[name].tolist(), strict=True)) for name, options in self.options.items()}
+
+    def decide(self, space: Space) -> Genotype:
+        flat = iter(self.logits.tolist())
+        logits = {name: {option: next(flat) for option in options} for name, options in self.options.items()}
+        return likeliest(space, lambda name, choice: sum(logits[name][option] for option in choice))
+
+    def facts(self, step: int) -> dict[str, float]:
+        """For each decision share/<decision>/<option>, the softmax of its logits, and entropy/<decision>, in nats."""
+        facts = {}
+        for name, shares in self.shares().items():
+            facts[f"entropy/{name}"] = -sum(share * log(share) for share in shares.values() if share)
+            facts |= {f"share/{name}/{option}": share for option, share in shares.items()}
+        return facts
 
 
 def likeliest(space: Space, worth: Callable[[str, Choice], float]) -> Genotype:

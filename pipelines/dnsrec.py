@@ -1,0 +1,82 @@
+"""DNS-Rec: learn the width and depth of a next-item transformer, cut it out, test it against tuned rivals."""
+
+from components.finalists import genotypes, of_specs
+from components.run import STAGES, Diagnosis, Run, Tuning, Workers
+from nascore.datasets import OnBadRow
+from nascore.methods.dnsrec import DNSRec
+
+RIVALS = (
+    "sasrec",
+    "sasrec:attention=linear",
+    "sasrecf",
+    "sasrecf:attention=linear",
+    "fdsa",
+    "fdsa:attention=linear",
+    "gru4rec",
+)
+
+
+def dnsrec(
+    *,
+    root: str,
+    dataset: str,
+    raw: str = "",
+    protocol: str = "leave_one_out",
+    on_bad_row: OnBadRow = "error",
+    method: DNSRec = DNSRec(),  # noqa: B008
+    rivals: tuple[str, ...] = RIVALS,
+    strategies: tuple[str, ...] = (),
+    budgets: tuple[str, ...] = ("whole",),
+    keep: int = 1,
+    front: bool = False,
+    given: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    refit: bool = False,
+    diagnosis: Diagnosis = Diagnosis(0),  # noqa: B008
+    tuning: Tuning = Tuning(),  # noqa: B008
+    workers: Workers = Workers(),  # noqa: B008
+    stages: tuple[str, ...] = STAGES,
+) -> Run:
+    """Search, retrain and test next-item models; the same command continues what was interrupted.
+
+    Args:
+        root: The run's folder, on any fsspec URL.
+        dataset: A reader of nascore/datasets: movielens, gowalla, douban, parquet, planted_sequences, …
+        raw: The folder of the raw files, on any fsspec URL.
+        protocol: How rows are split: leave_one_out, or any other that has users.
+        on_bad_row: What to do with malformed rows: error, or skip and count.
+        method: The supernet, how its width and depth are learned, and the training.
+        rivals: Methods to compare with, such as sasrec:attention=linear; they are trained exactly as ours.
+        strategies: Search strategies beside what the supernet learns, such as evolution and random; with
+            --method.paths uniform they are all that searches.
+        budgets: Limits that the net keeps: whole, none, or text such as macs=2e7,user/params=1e5.
+        keep: Candidates of each strategy and budget to retrain and test.
+        front: Whether to retrain and test also all that nothing of the same strategy beats at as few MACs.
+        given: Models to retrain and test beside what is found: genotypes as JSON, or folders of finished runs, which
+            stand for what was found there.
+        seeds: Seeds of the searches and of all retrainings; the first also trains the supernet.
+        refit: Whether what is tested is trained once more, on train and valid rows, for its best number of epochs.
+        diagnosis: How the supernet's ranking is tested; genotypes below 3 leave it out.
+        tuning: How ours and the rivals are tuned before they are trained for the comparison.
+        workers: What the stages may use of the cluster.
+        stages: The stages to run, in order.
+    """
+    return Run(
+        root=root,
+        dataset=dataset,
+        raw=raw,
+        protocol=protocol,
+        on_bad_row=on_bad_row,
+        methods=(method, *of_specs(rivals, method.training)),
+        strategies=strategies,
+        budgets=budgets,
+        keep=keep,
+        front=front,
+        given=tuple(genotype for text in given for genotype in genotypes(text)),
+        seeds=seeds,
+        refit=refit,
+        diagnosis=diagnosis,
+        tuning=tuning,
+        workers=workers,
+        stages=stages,
+    )

@@ -34,7 +34,7 @@ def finalists(run: Run) -> list[Finalist]:
     tuned, digest, found = settings(run), run.schema.split_digest, list[Finalist]()
     for one in (run.folder / "search").read_json("candidates.json"):
         method, genotype = run.method.tuned(tuned.get(one["budget"], {})), parse(one["genotype"])
-        label = f"{type(method).__name__} {one['budget']}, {one['as']}"
+        label = f"{method.label} {one['budget']}, {one['as']}"
         model_id = method.model_id(genotype, digest)
         found.append(Finalist(label, "found", method, genotype, model_id, one["budget"], one["as"], one["model_id"]))
     labels = Counter(rival.label for rival in run.methods[1:])

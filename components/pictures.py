@@ -199,6 +199,26 @@ def losses(curve: Sequence[Row]) -> str:
     return plot(f"Training loss of the supernet {said}", [trace], layout, 300)
 
 
+def shares(curve: Sequence[Row], decision: str) -> str:
+    """How likely each option of a decision was by step, as far as the sampler logged it."""
+    start = f"share/{decision}/"
+    options = [name for name in curve[-1] if name.startswith(start)]
+    steps, traces = [point["step"] for point in curve], []
+    for place, name in enumerate(options):
+        line = {"color": _colour(place), "width": 1.8}
+        traces.append(_line(steps, [point[name] for point in curve], line, name.removeprefix(start)))
+    layout = {"xaxis": _axis("step"), "yaxis": _axis(f"share of each {decision}", rangemode="tozero")}
+    said = ", ".join(f"{name.removeprefix(start)} {number(curve[-1][name])}" for name in options)
+    figure = plot(f"Learned share of each option of {decision}, at the end: {said}", traces, layout, 300)
+    logged = [name for name in ("temperature", f"entropy/{decision}", *options) if name in curve[-1]]
+    every = max(1, len(curve) // 20)
+    numbers = [[f"{point['step']:,}", *(number(point[name]) for name in logged)] for point in curve[::-every][::-1]]
+    head = ("Step", *(escape(name.removeprefix(start)) for name in logged))
+    return figure + details(
+        "Numbers, with temperature and entropy in nats", table(f"Shares of {decision}", head, numbers)
+    )
+
+
 def validation(groups: Mapping[str, tuple[bool, Sequence[Row]]], kind: str) -> str:
     """Validation values by epoch, a line for each training; of each label whether it was found, and its trainings.
 

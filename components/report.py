@@ -220,6 +220,10 @@ def training(told: Told) -> str:
             f"{last['step']:,} steps in {duration(last['seconds'])}; the loss is that of each step's own paths."
         )
         content += pictures.losses(told.losses)
+        learned = dict.fromkeys(name.split("/")[1] for name in last if name.startswith("share/"))
+        if learned:
+            content += "<h3>What the supernet learned to prefer</h3>"
+            content += views("shares", "Shares of", {name: pictures.shares(told.losses, name) for name in learned})
     else:
         content += lead("This was not measured: the run holds no supernet.")
     content += "<h3>Models trained alone</h3>"

@@ -30,6 +30,8 @@ def search(told: Told) -> str:
         if own:
             panels[budget] = pictures.progress(own, run.strategies, fitness) + by_count(own)
     searches, different = (len({trial[name] for trial in told.trials}) for name in ("trial", "genotype"))
+    if not panels:
+        return lead(f"Nothing was searched: {different} was given or learned, and scored with the supernet's weights.")
     text = f"{searches} searches scored {len(told.trials):,} genotypes, {different:,} of them different, with the "
     text += f"supernet's weights on validation rows. Score: {fitness}, higher is better. A line is one search, a "
     text += "colour one strategy. The table: best score so far, mean over seeds with its 95 % interval."

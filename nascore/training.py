@@ -81,14 +81,16 @@ class Learning:
         every: Steps of the weights before each of the sampler.
         learning_rate: Adam's.
         weight_decay: Adam's.
+        batch: Rows of a validation batch of all workers together; 0 for as many as a step of the weights takes.
     """
 
     every: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 1e-6
+    batch: int = 0
 
     def __post_init__(self) -> None:
-        bounded(self, every=1, learning_rate=0, weight_decay=0)
+        bounded(self, every=1, learning_rate=0, weight_decay=0, batch=0)
 
 
 class Fit:
@@ -142,7 +144,7 @@ class Fit:
         if supernet.sampler.learns:
             if learning is None or held is None:
                 raise ValueError(f"{type(supernet.sampler).__name__} learns: it needs settings and rows to learn from")
-            held.steps_per_epoch(plan.batch)  # raises now where there are too few rows for every rank
+            held.steps_per_epoch(learning.batch or plan.batch)  # raises now where there are too few rows for every rank
             learned: dict[Tensor, str] = {one: name for name, one in supernet.sampler.named_parameters()}
             rate, decay = learning.learning_rate, learning.weight_decay
             learner = torch.optim.Adam(learned, rate, weight_decay=decay, fused=True)
@@ -193,7 +195,8 @@ class Fit:
         if due:
             return
         if self.lessons is None:
-            self.lessons = self.held.batches(self.plan.batch, seed_of(self.seed, "held rows"), taken - 1)
+            size = self.learning.batch or self.plan.batch
+            self.lessons = self.held.batches(size, seed_of(self.seed, "held rows"), taken - 1)
         batch, net, sampler = next(self.lessons), self.supernet.net, self.supernet.sampler
         learner, learned = self.optimizers["learner"]
         x, task = net.embed(batch), self.task.eval()

@@ -124,7 +124,7 @@ class DNSRec(Method):
 
     @property
     def label(self) -> str:
-        return "DNS-Rec" if self.paths == "gumbel" else f"DNS-Rec, {self.paths}"
+        return "DNS-Rec"
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:

@@ -243,16 +243,20 @@ class _SoftmaxLoss(Function):
         total = hidden_NO.new_zeros(())
         toward_NO, toward_IO = (torch.empty_like(hidden_NO), torch.zeros_like(item_IO)) if wanted else (None, None)
         for part in _blocks(len(target_N), len(item_IO), hidden_NO.device.type == "cpu"):
-            logit_BI = hidden_NO[part] @ item_IO.T
+            own_BO = hidden_NO[part]
+            logit_BI = own_BO @ item_IO.T
             logit_BI[:, 0] = -torch.inf
-            total_B = logit_BI.logsumexp(1)
-            own_B1 = target_N[part, None]
-            total += (total_B - logit_BI.gather(1, own_B1).squeeze(1)).sum()
+            own_B = logit_BI.gather(1, target_N[part, None]).squeeze(1)
+            most_B1 = logit_BI.amax(1, keepdim=True)
+            odds_BI = logit_BI.sub_(most_B1).exp_()
+            total_B = odds_BI.sum(1)
+            total += (total_B.log() + most_B1.squeeze(1) - own_B).sum()
             if toward_NO is not None and toward_IO is not None:
-                share_BI = logit_BI.sub_(total_B[:, None]).exp_()
-                share_BI.scatter_add_(1, own_B1, share_BI.new_full((), -1.0).expand_as(own_B1))
-                torch.mm(share_BI, item_IO, out=toward_NO[part])
-                toward_IO.addmm_(share_BI.T, hidden_NO[part])
+                torch.mm(odds_BI, item_IO, out=toward_NO[part]).div_(total_B[:, None])
+                toward_IO.addmm_(odds_BI.T, own_BO / total_B[:, None])
+        if toward_NO is not None and toward_IO is not None:
+            toward_NO -= item_IO[target_N]
+            toward_IO.index_add_(0, target_N, hidden_NO, alpha=-1)
         if wanted:
             ctx.save_for_backward(toward_NO, toward_IO)
         return total

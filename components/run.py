@@ -271,7 +271,13 @@ class Run:
         for method in self.methods:
             for fitness in (method.fitness, method.stop):
                 fitness.check(method.task(self.schema))
+        task = type(self.method.task(self.schema))
         for rival in self.methods[1:]:
+            if (other := type(rival.task(self.schema))) is not task:
+                raise ValueError(
+                    f"--rivals: {rival.name} is trained and judged for {other.__name__}, {self.method.name} for "
+                    f"{task.__name__}: their figures do not compare"
+                )
             if rival.space(self.schema).size() > 1:
                 raise ValueError(f"--rivals: {rival.name} has something to decide; a rival has nothing")
         if self.method.train.batch % self.workers.train:

@@ -21,7 +21,10 @@ from nascore import space
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
+from nascore.methods.gru4rec import GRU4Rec
 from nascore.methods.popularity import Popularity
+from nascore.methods.sasrec import SASRec
+from nascore.sequence_net import Training as SequenceTraining
 from nascore.space import Infeasible, Space
 from nascore.two_tower import Training
 
@@ -283,3 +286,12 @@ def test_a_run_is_plain_json(tmp_path: Path) -> None:
     known = json.loads((tmp_path / "run.json").read_text())
     assert known["methods"][0]["name"] == "autotower" and known["methods"][0]["training"]["clip"] == 0.5
     assert known["workers"]["train"] == 1 and known["seeds"] == [4, 5]
+
+
+def test_rivals_of_another_task_or_with_a_choice_are_refused(run_with: Callable[..., Run]) -> None:
+    short = SequenceTraining(length=4)
+    with pytest.raises(ValueError, match="sasrec is trained and judged for NextItem, autotower for Retrieval"):
+        run_with(METHOD, SASRec(training=short), budgets=("macs=1e9",)).check_prepared()
+    with pytest.raises(ValueError, match="autotower has something to decide"):
+        run_with(Popularity(), AutoTower(blocks=1), budgets=("macs=1e9",)).check_prepared()
+    run_with(SASRec(training=short), GRU4Rec(training=short), budgets=("macs=1e9",)).check_prepared()

@@ -195,15 +195,16 @@ class DNSRec(Method):
         prices = {name: float(getattr(net.layer_cost(name), self.resource, 0)) for name in self.widths}
         known = measured if self.resource == "seconds" else prices
         scale = 1 / max(known.values()) if self.unit == "largest" else 1e6 if self.resource == "seconds" else 1e-6
-        price_M = torch.tensor([known[name] * scale for name in self.widths])
-        depth_L = torch.arange(1, self.layers + 1, dtype=torch.float32)
+        device = net.events.positions.device
+        price_M = torch.tensor([known[name] * scale for name in self.widths], device=device)
+        depth_L = torch.arange(1, self.layers + 1, dtype=price_M.dtype, device=device)
 
         def penalty(mix: Mix, sampler: Sampler) -> Tensor:
             assert isinstance(sampler, Logits)
-            width_M, share_L = (torch.as_tensor(mix[name], device=sampler.logits.device) for name in (WIDTH, DEPTH))
-            layer = (width_M * price_M.to(width_M)).sum()
+            width_M, share_L = (torch.as_tensor(mix[name], device=device) for name in (WIDTH, DEPTH))
+            layer = (width_M * price_M).sum()
             if self.constraint == "cumulative":
-                return self.tradeoff * layer * (share_L * depth_L.to(share_L)).sum()
+                return self.tradeoff * layer * (share_L * depth_L).sum()
             likeliest = sampler.split(sampler.logits)[DEPTH].argmax() + 1
             return self.tradeoff * layer * share_L.sum() * likeliest / self.layers
 

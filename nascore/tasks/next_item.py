@@ -176,38 +176,49 @@ class NextItem(Task):
             known_BI[place_N, item_N] = True
             known_BI.scatter_(1, target_B[:, None], False)
             return (higher_BI & ~known_BI).sum(1)
+        other_BN, valid_BN = (part[row_B.cpu()].to(higher_BI.device) for part in self._others(ranking, data))
+        return (higher_BI.gather(1, other_BN.long()) & valid_BN).sum(1) + 1
+
+    def _others(self, ranking: Ranking, data: Data) -> tuple[Tensor, Tensor]:
+        """The items that each row's own is ranked against, and which of them count. Each (rows, 100)."""
         times = int(self.evaluations) if ranking == "recbole_pop100" else 0
-        name = (ranking, times, int(row_B[0]), len(row_B))
+        name = (ranking, times, data.folder, data.split)
         if name not in self.drawn:
             self.drawn = {known: kept for known, kept in self.drawn.items() if known[:2] != (ranking, times - 1)}
-            self.drawn[name] = self._negatives(ranking, user_B, data, name)
-        other_BN, valid_BN = self.drawn[name]
-        return (higher_BI.gather(1, other_BN) & valid_BN).sum(1) + 1
+            rows = torch.arange(data.rows, device=data.home).split(max(1, min(1024, CELLS // data.schema.items)))
+            draw = negatives.with_replacement if ranking == "recbole_pop100" else negatives.distinct
+            weight_I, parts = _weights(ranking, data), []
+            for row_B in rows:
+                rng = np.random.default_rng(seed_of("negatives", ranking, times, data.split, int(row_B[0])))
+                parts.append(draw(rng, weight_I, _taken(ranking, data, row_B), NEGATIVES))
+            others, valid = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+            self.drawn[name] = others.to(torch.int32), valid
+        return self.drawn[name]
 
-    @staticmethod
-    def _negatives(ranking: Ranking, user_B: Tensor, data: Data, name: tuple[object, ...]) -> tuple[Tensor, Tensor]:
-        """The items that each row's own is ranked against, and which of them count. Each (b, 100)."""
-        rng = np.random.default_rng(seed_of("negatives", data.split, *name))
-        past, came = data.history, data.relevant.item
-        taken_BI = np.zeros((len(user_B), data.schema.items), bool)
-        taken_BI[:, 0] = True
-        for events in (past, data.seen, data.relevant):
-            place_N, item_N = (part.cpu().numpy() for part in events.gather(user_B.to(past.at.device)))
-            if ranking == "recbole_pop100" and events is not data.relevant:  # a first event is no next item there
-                later_N = np.diff(place_N, prepend=-1) == 0
-                place_N, item_N = place_N[later_N], item_N[later_N]
-            taken_BI[place_N, item_N] = True
-        counted = past.item
-        if ranking == "recbole_pop100":
-            later = torch.ones(len(past.item), dtype=torch.bool, device=past.item.device)
-            later[past.at[:-1][past.at.diff() > 0]] = False
-            counted = torch.cat([past.item[later], came])
-        weight_I = np.bincount(counted.cpu().numpy(), minlength=data.schema.items).astype(np.float64)
-        if ranking == "uniform100_fixed":
-            weight_I[:] = 1.0
-        draw = negatives.with_replacement if ranking == "recbole_pop100" else negatives.distinct
-        other_BN, valid_BN = draw(rng, weight_I, taken_BI, NEGATIVES)
-        return torch.from_numpy(other_BN).to(user_B.device), torch.from_numpy(valid_BN).to(user_B.device)
+
+def _weights(ranking: Ranking, data: Data) -> negatives.Weights:
+    """How likely each item is drawn, up to a factor: alike, or as often as it was met. Shape (items,)."""
+    past, counted = data.history, data.history.item
+    if ranking == "recbole_pop100":  # a user's first event is no next item
+        later = torch.ones(len(past.item), dtype=torch.bool, device=past.item.device)
+        later[past.at[:-1][past.at.diff() > 0]] = False
+        counted = torch.cat([past.item[later], data.relevant.item])
+    met_I = np.bincount(counted.cpu().numpy(), minlength=data.schema.items).astype(np.float64)
+    return np.ones_like(met_I) if ranking == "uniform100_fixed" else met_I
+
+
+def _taken(ranking: Ranking, data: Data, row_B: Tensor) -> negatives.Mask:
+    """The items that the users of some rows have met, and 0. Shape (b, items)."""
+    user_B, _, _ = data.keys(row_B)
+    taken_BI = np.zeros((len(user_B), data.schema.items), bool)
+    taken_BI[:, 0] = True
+    for events in (data.history, data.seen, data.relevant):
+        place_N, item_N = (part.cpu().numpy() for part in events.gather(user_B))
+        if ranking == "recbole_pop100" and events is not data.relevant:
+            later_N = np.diff(place_N, prepend=-1) == 0
+            place_N, item_N = place_N[later_N], item_N[later_N]
+        taken_BI[place_N, item_N] = True
+    return taken_BI
 
 
 def _named(metric: str, ranking: str, rankings: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ RIVALS = (
     "fdsa",
     "fdsa:attention=linear",
     "gru4rec",
+    "popular_next",
 )
 
 

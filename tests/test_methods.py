@@ -84,7 +84,7 @@ SHORT = {"length": 9}
 QUICK: Mapping[str, Mapping[str, Any]] = {
     "nasrec": {"warmup": 0.0, "blocks": 3},
     "dnsrec": {"training": SHORT, "paths": "uniform"},
-    **{name: {"training": SHORT} for name in ("sasrec", "sasrecf", "fdsa", "gru4rec")},
+    **{name: {"training": SHORT} for name in ("sasrec", "sasrecf", "fdsa", "gru4rec", "popular_next")},
 }
 """What spares the largest settings their most costly steps; the tiny ones take them."""
 COUNTED = ("linear", "addmm", "mm", "matmul", "bmm", "einsum", "conv")

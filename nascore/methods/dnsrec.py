@@ -114,6 +114,8 @@ class DNSRec(Method):
             raise ValueError(f"DNSRec: gated_from is 1 or 2, not {self.gated_from}")
         if not self.ratios or not all(0 <= ratio < 1 for ratio in self.ratios):
             raise ValueError(f"DNSRec: ratios are one or more shares from 0 to below 1, not {list(self.ratios)}")
+        if len(self.widths) < len(self.ratios) or any(min(pair) < 1 for pair in self.widths.values()):
+            raise ValueError(f"DNSRec: ratios must leave a width each, of 1 or more, not {list(self.widths)}")
         for hidden, _ in self.widths.values():
             if hidden % self.heads:
                 raise ValueError(
@@ -206,7 +208,7 @@ class DNSRec(Method):
             if self.constraint == "cumulative":
                 return self.tradeoff * layer * (share_L * depth_L).sum()
             likeliest = sampler.split(sampler.logits)[DEPTH].argmax() + 1
-            return self.tradeoff * layer * share_L.sum() * likeliest / self.layers
+            return self.tradeoff * layer * likeliest / self.layers
 
         return penalty
 

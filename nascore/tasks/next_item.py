@@ -7,7 +7,7 @@ Rankings, each with its own id beside every figure:
 - pop100_fixed, uniform100_fixed: among 100 other items that the user never met, drawn once by their past events, or
   uniformly; distinct, the same for every model, epoch and seed.
 - recbole_pop100: as the public code behind DNS-Rec's tables draws them: by popularity as the next item of a row of any
-  split read so far, with replacement, so that fewer may be distinct, and anew at every evaluation.
+  split read so far, with replacement, so that fewer may be distinct, and anew whenever a model was trained on.
 
 Figures of different rankings do not compare: of one model on MovieLens 1M recall@10 is .24 under full and .68 under
 recbole_pop100.
@@ -43,7 +43,7 @@ class NextItem(Task):
     rankings: those to report; the first is the headline's. ks: ranks to report.
     """
 
-    evaluations: Tensor
+    taught: Tensor
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class NextItem(Task):
         self.loss_kind, self.rankings, self.ks = loss_kind, rankings, ks
         self.headline = _named("ndcg@10" if 10 in ks else f"ndcg@{ks[0]}", rankings[0], rankings)
         self.drawn: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
-        self.register_buffer("evaluations", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("taught", torch.zeros((), dtype=torch.int64))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -75,6 +75,8 @@ class NextItem(Task):
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """This rank's share of the mean over the joined batch's targets: its rows, or in training all past events."""
+        if self.training:
+            self.taught += 1
         hidden_NO, target_N, shown_N = self._targets(output, batch, every=self.training)
         total, count = self._summed(hidden_NO, output["item"], target_N, batch, shown_N)
         return total / group.total(count)
@@ -107,7 +109,8 @@ class NextItem(Task):
         if self.loss_kind == "softmax":
             summed: Tensor = _SoftmaxLoss.apply(hidden_NO, item_IO, target_N)  # type: ignore[no-untyped-call]
             return summed, count
-        other_N = torch.randint(1, len(item_IO), (len(target_N),), device=hidden_NO.device)
+        rng = None if self.training else _fixed(batch)
+        other_N = torch.randint(1, len(item_IO), (len(target_N),), device=hidden_NO.device, generator=rng)
         free_N = (other_N != target_N) & ~(batch["history"][row_N] == other_N[:, None]).any(1)
         own_N = (hidden_NO * item_IO[target_N]).sum(1)
         against_N = (hidden_NO * item_IO[other_N]).sum(1)
@@ -143,12 +146,11 @@ class NextItem(Task):
             user_B, target_B, _ = (key.to(hidden_BO.device).long() for key in data.keys(row_B))
             score_BI = hidden_BO @ item_IO.T
             own_B1 = score_BI.gather(1, target_B[:, None])
-            score_BI[:, 0] = -torch.inf
             higher_BI = ~(score_BI < own_B1)
+            higher_BI[:, 0] = False
             for ranking in self.rankings:
                 ranks[ranking].append(self._rank(ranking, higher_BI, user_B, target_B, row_B, data))
             users.append(user_B)
-        self.evaluations += 1
         unit_U, place_B = torch.unique(torch.cat(users), return_inverse=True)
         values = {}
         for name_of, parts in ranks.items():
@@ -181,10 +183,10 @@ class NextItem(Task):
 
     def _others(self, ranking: Ranking, data: Data) -> tuple[Tensor, Tensor]:
         """The items that each row's own is ranked against, and which of them count. Each (rows, 100)."""
-        times = int(self.evaluations) if ranking == "recbole_pop100" else 0
+        times = int(self.taught) if ranking == "recbole_pop100" else 0
         name = (ranking, times, data.folder, data.split)
         if name not in self.drawn:
-            self.drawn = {known: kept for known, kept in self.drawn.items() if known[:2] != (ranking, times - 1)}
+            self.drawn = {known: kept for known, kept in self.drawn.items() if known[0] != ranking or known[1] == times}
             rows = torch.arange(data.rows, device=data.home).split(max(1, min(1024, CELLS // data.schema.items)))
             draw = negatives.with_replacement if ranking == "recbole_pop100" else negatives.distinct
             weight_I, parts = _weights(ranking, data), []
@@ -219,6 +221,11 @@ def _taken(ranking: Ranking, data: Data, row_B: Tensor) -> negatives.Mask:
             place_N, item_N = place_N[later_N], item_N[later_N]
         taken_BI[place_N, item_N] = True
     return taken_BI
+
+
+def _fixed(batch: Batch) -> torch.Generator:
+    """What validation draws from: the same for the same rows."""
+    return torch.Generator(batch.rows.device).manual_seed(seed_of("validation", int(batch.rows[0])))
 
 
 def _named(metric: str, ranking: str, rankings: tuple[str, ...]) -> str:

@@ -1,0 +1,283 @@
+"""DNS-Rec through the stages: what was killed goes on, budgets, paths, inheriting, and a run by the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from components import supernet, workers
+from components.run import Folder, Run, Workers
+from components.search import GIVEN, Search, continue_search, unsearched, write_results
+from components.supernet import continue_training
+from components.workers import Job, News, open_scorer, searched, train_alone
+from nascore.dnsrec_net import DEPTH, WIDTH, DNSRecNet
+from nascore.methods.dnsrec import DNSRec
+from nascore.space import Genotype, key, parse
+from nascore.training import Learning
+from pipelines.dnsrec import dnsrec
+
+RunWith = Callable[..., Run]
+METHOD = DNSRec(
+    hidden=12,
+    inner=8,
+    heads=2,
+    ratios=(0.0, 0.5, 1 / 3),
+    cooling=0.05,
+    batch=32,
+    steps=12,
+    learner=Learning(every=3, learning_rate=0.05, weight_decay=0.0),
+    training=replace(DNSRec().training, length=6, batch=256, epochs=1),
+)
+TIMES = {"12x8": 4e-6, "6x4": 1e-6, "8x5": 2e-6}
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker sets its process's threads and denormals; the tests' process keeps its own."""
+    for module in (supernet, workers):
+        monkeypatch.setattr(module, "settle", lambda run: "cpu")
+    monkeypatch.setattr(supernet, "TOLD_EVERY", 2)
+
+
+@pytest.fixture
+def run_of(run_with: RunWith) -> RunWith:
+    """A saved run of a method over the shop by leave-one-out."""
+
+    def run(method: DNSRec = METHOD, **changes: Any) -> Run:
+        known = {"protocol": "leave_one_out", "strategies": (), "budgets": ("whole",), "workers": Workers(checkpoint=5)}
+        return run_with(method, **{**known, **changes})
+
+    return run
+
+
+def trained(run: Run) -> dict[str, Tensor]:
+    last = run.checkpoint()
+    return {**last.read_tensors("weights.safetensors"), **last.read_tensors("optimizer.safetensors")}
+
+
+def assert_same(one: Run, other: Run) -> None:
+    found, golden = trained(one), trained(other)
+    assert found.keys() == golden.keys() and {"supernet.sampler.logits", "learner.exp_avg.logits"} <= found.keys()
+    assert all(torch.equal(found[name], golden[name]) for name in golden)
+
+
+def killed_at(run: Run, step: int) -> None:
+    def tell(news: News) -> None:
+        if news.done >= step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        continue_training(run, tell=tell)
+
+
+def curve(run: Run) -> list[dict[str, float]]:
+    known: list[dict[str, float]] = run.checkpoint().read_json("curve.json")
+    return [{name: value for name, value in point.items() if name != "seconds"} for point in known]
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_a_killed_search_of_decisions_goes_on_to_the_same(run_of: RunWith, mode: Any) -> None:
+    whole, killed = (run_of(workers=Workers(checkpoint=5, data=mode)) for _ in range(2))
+    continue_training(whole)
+    for death in (2, 8):
+        killed_at(killed, death)
+    seen = list[int]()
+    continue_training(killed, tell=lambda news: seen.append(news.done))
+    assert seen == [7, 9, 10, 12], "from the newest whole one on"
+    assert_same(killed, whole)
+    assert int(trained(whole)["learner.step.logits"]) == 4, "of 12 steps every third"
+    assert curve(killed) == curve(whole)
+
+
+def test_what_is_learned_is_logged(run_of: RunWith) -> None:
+    run = run_of()
+    continue_training(run)
+    points = curve(run)
+    assert [point["step"] for point in points] == [2, 4, 5, 7, 9, 10, 12]
+    assert [point["temperature"] for point in points] == pytest.approx([1 - 0.05 * point["step"] for point in points])
+    for decision, options in ((WIDTH, list(METHOD.widths)), (DEPTH, ["1", "2", "3", "4"])):
+        for point in points:
+            shares = [point[f"share/{decision}/{option}"] for option in options]
+            assert sum(shares) == pytest.approx(1)
+            assert point[f"entropy/{decision}"] == pytest.approx(-sum(share * log(share) for share in shares))
+        assert points[0][f"entropy/{decision}"] == pytest.approx(log(len(options))), "nothing was learned yet"
+        assert points[-1][f"entropy/{decision}"] < log(len(options)) - 1e-4
+    logits = trained(run)["supernet.sampler.logits"].double()
+    assert points[-1]["share/width/6x4"] == pytest.approx(logits[:3].softmax(0)[1].item(), rel=1e-6)
+
+
+def test_seconds_are_measured_once_a_run(run_of: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, killed = (run_of(replace(METHOD, resource="seconds", steps=6)) for _ in range(2))
+    measured = list[int]()
+    monkeypatch.setattr(DNSRecNet, "seconds", lambda net: (measured.append(1), TIMES)[1])
+    killed_at(killed, 6)
+    assert measured == [1] and killed.folder.read_json("supernet/measured.json") == TIMES
+    other = {name: 1.0 for name in TIMES}
+    monkeypatch.setattr(DNSRecNet, "seconds", lambda net: (measured.append(1), other)[1])
+    continue_training(killed)
+    assert measured == [1], "another machine may be faster, a resumed run is not"
+    monkeypatch.setattr(DNSRecNet, "seconds", lambda net: TIMES)
+    continue_training(whole)
+    assert_same(killed, whole)
+    for method in (replace(METHOD, steps=1), replace(METHOD, steps=1, paths="uniform")):
+        run = run_of(method)
+        continue_training(run)
+        assert measured == [1] and (not method.learning or run.folder.read_json("supernet/measured.json") == {})
+
+
+def test_a_stronger_constraint_learns_a_smaller_net(run_of: RunWith) -> None:
+    learner, shares = Learning(every=1, learning_rate=0.2, weight_decay=0.0), {}
+    for tradeoff in (0.0, 100.0):
+        run = run_of(replace(METHOD, tradeoff=tradeoff, constraint="cumulative", learner=learner, cooling=0.0))
+        continue_training(run)
+        shares[tradeoff] = curve(run)[-1]
+    assert shares[100.0]["share/width/6x4"] > max(0.5, shares[0.0]["share/width/6x4"] + 0.2)
+    assert shares[100.0]["share/depth/1"] > 0.5
+
+
+def likeliest(run: Run) -> Genotype:
+    point = curve(run)[-1]
+    found = {}
+    for name, decision in METHOD.space(run.schema).decisions.items():
+        found[name] = (max(decision.options, key=lambda option: point[f"share/{name}/{option}"]),)
+    return found
+
+
+def test_what_was_learned_is_retrained_within_its_budget(run_of: RunWith) -> None:
+    first = run_of()
+    price, space = METHOD.price(first.schema), METHOD.space(first.schema)
+    costs = sorted(float(price(genotype, "").macs) for genotype in space.members())
+    budgets = ("whole", f"macs={costs[0]}", f"macs={costs[5]}")
+    run = run_of(budgets=budgets)
+    continue_training(run)
+    for budget in budgets:
+        (found,) = unsearched(run, budget).items()
+        assert found[0] == "gumbel" and found[1] in run.members(budget)
+        assert budget == "whole" or float(price(found[1], "").macs) <= float(budget.removeprefix("macs="))
+    assert unsearched(run, "whole") == {"gumbel": likeliest(run)}
+    search = Search(GIVEN, "whole", 0)
+    best = continue_search(run, search, open_scorer(run, 1 << 20))
+    write_results(run, run.folder / "search", [search])
+    (candidate,) = run.folder.read_json("search/candidates.json")
+    assert candidate["as"] == "gumbel" and parse(candidate["genotype"]) == likeliest(run)
+    assert candidate["score"] == best > 0
+
+
+@pytest.mark.parametrize("strategy", ["random:batch=5", "evolution:population=4"])
+def test_uniform_paths_are_searched_by_strategies(run_of: RunWith, strategy: str) -> None:
+    run = run_of(replace(METHOD, paths="uniform", candidates=30), strategies=(strategy,))
+    continue_training(run)
+    assert set(curve(run)[-1]) == {"step", "loss"} and not unsearched(run, "whole")
+    score, search = open_scorer(run, 1 << 20), Search(strategy, "whole", 0)
+    best = continue_search(run, search, score)
+    folder = run.folder / "search" / search.id
+    rows = [row for name in folder.names("generation-*.parquet") for row in folder.read_table(name).to_pylist()]
+    members = [*METHOD.space(run.schema).members()]
+    assert {row["genotype"] for row in rows} <= {key(one) for one in members} and len(members) == 12
+    assert len({row["genotype"] for row in rows}) == len(rows) == 12, "all of them, each once"
+    assert [row["score"] for row in rows] == score([parse(row["genotype"]) for row in rows])
+    assert best == max(row["score"] for row in rows)
+
+
+def test_what_is_cut_out_begins_with_the_supernets_weights(run_of: RunWith) -> None:
+    run = run_of()
+    continue_training(run)
+    still = replace(METHOD, training=replace(METHOD.training, learning_rate=0.0))
+    for number, genotype in enumerate(({WIDTH: ("12x8",), DEPTH: ("4",)}, {WIDTH: ("6x4",), DEPTH: ("1",)})):
+        result = train_alone(run, Job.of(f"retrain/{number}", still, genotype, 0))
+        assert [result["value"]] == pytest.approx(open_scorer(run, 1 << 20)([genotype]))
+        weights = (run.folder / f"retrain/{number}").read_tensors("weights.safetensors")
+        net = METHOD.net(run.schema, METHOD.space(run.schema).narrow(genotype)).inherit(searched(run))
+        assert all(torch.equal(value, weights[f"supernet.net.{name}"]) for name, value in net.state_dict().items())
+    fresh = train_alone(run, Job.of("retrain/fresh", replace(still, inherit=False), genotype, 0))
+    assert fresh["value"] != result["value"] and fresh["model_id"] != result["model_id"]
+
+
+def test_the_command_line_is_checked(tmp_path: Path) -> None:
+    def checked(**settings: Any) -> None:
+        dnsrec(root=str(tmp_path / "run"), dataset="planted_sequences:users=20,items=60", **settings).check()
+
+    checked()
+    with pytest.raises(ValueError, match=r"--strategies needs one or more, each once; not \[\]"):
+        checked(method=replace(METHOD, paths="uniform"))
+    checked(method=replace(METHOD, paths="uniform"), strategies=("evolution", "random"))
+    with pytest.raises(ValueError, match="budgets with a name in dnsrec: whole"):
+        checked(budgets=("M",))
+    rival = dnsrec(root="x", dataset="y", method=METHOD, rivals=("sasrec:hidden=8,heads=2", "gru4rec")).methods[1]
+    assert rival.retrain == METHOD.retrain and rival.shown == METHOD.shown, "trained exactly as ours"
+
+
+# The command line
+
+OPTIONS = (
+    "--dataset=planted_sequences:users=150,items=60",
+    "--method.hidden=8",
+    "--method.inner=8",
+    "--method.heads=2",
+    "--method.ratios=[0,0.5]",
+    "--method.layers=2",
+    "--method.cooling=0.02",
+    "--method.steps=40",
+    "--method.batch=128",
+    "--method.learner.every=2",
+    "--method.training.length=8",
+    "--method.training.batch=256",
+    "--method.training.epochs=2",
+    "--method.training.rankings=[full,pop100_fixed,recbole_pop100]",
+    '--rivals=["sasrec:hidden=8,inner=8,heads=2,layers=1","gru4rec:hidden=8,embedding=8"]',
+    "--seeds=[0,1]",
+    "--tuning.configurations=2",
+    "--workers.checkpoint=20",
+)
+
+
+def finish(root: Path) -> str:
+    """The pipeline on a Ray cluster of its own."""
+    command = [sys.executable, "-m", "pipelines", "dnsrec", f"--root={root}", *OPTIONS]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def report(root: Path) -> dict[str, Any]:
+    """The report without what depends on time and place."""
+    known: dict[str, Any] = json.loads((root / "evaluate/report.json").read_text())
+    return {name: value for name, value in known.items() if name not in ("timing", "run")}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_gives_the_same_report_twice(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    output = finish(first)
+    assert output.strip().endswith(f"Report: {first}/report/index.html")
+    finish(second)
+    told = report(first)
+    assert report(second) == told
+    assert told["headline"] == "ndcg@10"
+    assert told["protocol"] == "leave_one_out/full+pop100_fixed+recbole_pop100"
+    rows = {row["model"]: row for row in told["rows"] if row["metric"] == "ndcg@10"}
+    assert list(rows) == ["DNS-Rec whole, gumbel", *list(rows)[1:]] and len(rows) == 3
+    assert all(0 < row["low"] <= row["value"] <= row["high"] < 1 for row in rows.values())
+    assert {f"{name}@{k}/pop100_fixed" for name in ("recall", "mrr", "ndcg") for k in (5, 10, 20)} <= {
+        row["metric"] for row in told["rows"]
+    }
+    (candidate,) = json.loads((first / "search/candidates.json").read_text())
+    last = json.loads((first / "supernet/curve.json").read_text())[-1]
+    for name, (option,) in ((name, parse(candidate["genotype"])[name]) for name in (WIDTH, DEPTH)):
+        shares = {known: share for known, share in last.items() if known.startswith(f"share/{name}/")}
+        assert max(shares, key=shares.__getitem__) == f"share/{name}/{option}"
+    page = (first / "report/index.html").read_text()
+    assert "What the supernet learned to prefer" in page
+    assert Folder(str(first)).read_json("supernet/measured.json") == {}
+    assert finish(first).count("done before") == 8

@@ -39,6 +39,7 @@ POSITIONS = 12_800
 PASTS = 8
 PREFIXES = 200_000
 SCORED = 512
+ROW_BATCH = 256
 LAYERS = 5
 
 
@@ -204,7 +205,7 @@ class Bench:
         yield Line(f"full ranking, d={width}", used.ours, used.other, "", limit, note)
 
     def rows(self) -> Iterator[Line]:
-        length, size = self.size.length, self.size.batch
+        length, size = self.size.length, max(ROW_BATCH, self.size.batch)
         data, made = some(self.train, PREFIXES), list[Copies]()
         once = cpu(lambda: made.append(Copies(data, length))) / data.rows
         (copies,), steps = made, data.rows // size

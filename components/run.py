@@ -211,6 +211,11 @@ class Run:
             fit = [name for name in dataset.protocols if plugins.load("protocols", name).apart == apart]
             raise DataError(f"{self.raw or self.dataset} holds {what[apart]}: --protocol must be {' or '.join(fit)}")
         for method in self.methods:
+            if method.shown.ends and plugins.load("protocols", self.protocol).strictly_earlier:
+                raise ValueError(
+                    f"{method.name}: training.targets=all learns each event from those before it, but under "
+                    f"{self.protocol} events of equal times stand side by side: --protocol must be leave_one_out"
+                )
             if method.apart != apart:
                 there = f"{self.raw or self.dataset} holds {what[apart]}"
                 raise DataError(f"{method.name} learns from {what[method.apart]}, but {there}")

@@ -48,7 +48,7 @@ class Shown:
 
     length: the events at most; 0 for as many as the data says. sets: whether the sets of past events are shown whole.
     ends: whether of a user's rows only the last one counts and every `length`-th before it, which is what a model needs
-    that learns from every event of a past: together those pasts hold each event once.
+    that learns from every event of a past: together those pasts hold each event once, where equal times are ordered.
     """
 
     length: int = 0

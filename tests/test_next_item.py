@@ -268,9 +268,8 @@ def test_the_first_drawn_follow_the_law_of_their_ranking(ranking: Ranking) -> No
 
 def test_recboles_negatives_are_drawn_anew_but_the_same_in_a_resumed_run() -> None:
     data, task, resumed = one_each(), NextItem(rankings=("recbole_pop100",)), NextItem(rankings=("recbole_pop100",))
-    encode, found = Vectors(data), []
-    hidden, item, batch = problem(5)
-    for _ in range(3):
+    encode, found, first_met = Vectors(data), [], 0
+    for hidden, item, batch in [problem(5)] * 3:
         task.train().loss({"user": hidden, "item": item}, batch)
         task.eval().rank(encode, data)
         found.append(others(task, data, "recbole_pop100"))
@@ -279,7 +278,6 @@ def test_recboles_negatives_are_drawn_anew_but_the_same_in_a_resumed_run() -> No
     resumed.load_state_dict(task.state_dict())
     resumed.rank(encode, data)
     assert others(resumed, data, "recbole_pop100") == found[2] and len(task.drawn) == 1
-    first_met = 0
     for row, (user, own) in enumerate(data.pairs):
         first, *later = data.pasts[user]
         assert found[0][row] != found[1][row] != found[2][row]

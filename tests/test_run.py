@@ -288,6 +288,13 @@ def test_a_run_is_plain_json(tmp_path: Path) -> None:
     assert known["workers"]["train"] == 1 and known["seeds"] == [4, 5]
 
 
+def test_every_event_of_a_past_needs_an_order_of_equal_times(prepared: Callable[..., Run]) -> None:
+    methods = (SASRec(training=SequenceTraining(length=4, targets="all")),)
+    with pytest.raises(ValueError, match="under user_temporal events of equal times .* must be leave_one_out"):
+        replace(prepared(), methods=methods).check_data()
+    replace(prepared("leave_one_out"), methods=methods).check_data()
+
+
 def test_rivals_of_another_task_or_with_a_choice_are_refused(run_with: Callable[..., Run]) -> None:
     short = SequenceTraining(length=4)
     with pytest.raises(ValueError, match="sasrec is trained and judged for NextItem, autotower for Retrieval"):

@@ -174,6 +174,7 @@ def test_a_step_has_our_loss_and_our_weights_afterwards(train: Data, run: Run) -
     moved = [(value - before[name]).detach().abs().max() for name, value in both.reference.named_parameters()]
     assert min(moved) > 0.5 * METHOD.training.learning_rate
 
+
 def test_the_controllers_have_our_constraint_and_learn(both: Both) -> None:
     training = reference.Training(both.reference, METHOD)
     penalty = METHOD.penalty(both.net, {})

@@ -4,16 +4,19 @@ Pasts are padded on the right. Shapes: B examples, T positions, D width, H heads
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Kind = Literal["softmax", "linear"]
 Mask = Literal["none", "padding", "causal"]
 Keys = Literal["token", "column"]
 CHUNK = 64
+EPSILON = 1e-12
 
 
 class Attention(nn.Module, ABC):
@@ -126,13 +129,13 @@ class LinearAttention(Attention):
         return q_BH1W @ (k_BHTW.transpose(2, 3) @ v_BHTW)
 
     def _mapped(self, q: Tensor, k_BHTW: Tensor, v_BHTW: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        width = q.shape[3]
-        k_BHTW = functional.elu(k_BHTW)
+        width, token = q.shape[3], self.keys == "token"
+        k_BHTW = _unit(k_BHTW) if token else functional.elu(k_BHTW)
         if self.mask != "none":
             k_BHTW = k_BHTW * mask_BT[:, None, :, None]
-        k_BHTW = functional.normalize(k_BHTW, dim=3 if self.keys == "token" else 2)
-        scale = width**-0.5 if self.keys == "token" else 1 / width
-        return functional.normalize(functional.elu(q), dim=3) * scale, k_BHTW, v_BHTW
+        if not token:
+            k_BHTW = functional.normalize(k_BHTW, dim=2)
+        return _unit(q) * (width**-0.5 if token else 1 / width), k_BHTW, v_BHTW
 
     def mixing_macs(self, last: bool = False) -> int:
         head = self.width // self.heads
@@ -141,6 +144,32 @@ class LinearAttention(Attention):
         if self.mask != "causal":
             return 2 * self.length * self.width * head
         return 2 * self.padded * self.width * (head + self.padded // self.chunks)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """elu(x), brought to unit length over the last axis."""
+    unit: Tensor = _Unit.apply(x)  # type: ignore[no-untyped-call]
+    return unit
+
+
+class _Unit(Function):
+    """One function for both, which keeps one result and passes over it less often than two would."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        unit = functional.elu(x)
+        shorter = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_(min=EPSILON).reciprocal_()
+        unit.mul_(shorter)
+        ctx.save_for_backward(unit, shorter)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        unit, shorter = ctx.saved_tensors
+        along = (gradient * unit).sum(-1, keepdim=True)
+        toward = torch.addcmul(gradient, unit, along, value=-1).mul_(shorter)
+        return toward.mul_((unit / shorter).clamp_(max=0).add_(1))
 
 
 def of_kind(kind: Kind, heads: int, dropout: float, mask: Mask, keys: Keys, length: int, width: int) -> Attention:

@@ -119,7 +119,7 @@ class Data:
             raise ValueError(f"{url}: the {split} split is empty; another protocol or more data may fill it")
 
     def showing(self, shown: Shown) -> "Data":
-        """The same split as another model sees it; what is in memory is shared."""
+        """The same rows as another model sees them; what is in memory is shared."""
         view = copy(self)
         view.shown = shown
         return view

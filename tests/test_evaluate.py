@@ -13,13 +13,15 @@ from scipy import stats
 
 from components import diagnose, evaluate, workers
 from components.evaluate import against, compare, contenders, interval, units, verdict
-from components.finalists import Finalist, finalists
+from components.finalists import Finalist, finalists, trained
 from components.run import Diagnosis, Run
 from components.workers import Job, train_alone
 from nascore.cost import UNITS
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
+from nascore.methods.sasrec import SASRec
+from nascore.sequence_net import Training as SequenceTraining
 from nascore.space import key, parse
 from nascore.tasks import Scores
 from nascore.two_tower import Training
@@ -312,3 +314,19 @@ def test_a_run_is_evaluated_from_its_files(run_with: RunWith, monkeypatch: pytes
     assert value == pytest.approx(golden.means()["recall@10"], rel=1e-6)
     assert "beat" in report["verdict"] and report["timing"].keys() >= {"prepare"}
     assert report["diagnose"]["kendall"] is None
+
+
+def test_each_model_is_shown_the_past_that_it_was_trained_on(run_with: RunWith) -> None:
+    """One reading of the test split serves models of different lengths, shorter and longer than the data's own."""
+    run = run_with(protocol="leave_one_out", seeds=(0,))
+    test = run.rows("test")
+    for length in (3, 9):
+        method = SASRec(
+            hidden=8, inner=8, heads=2, layers=1, training=SequenceTraining(length=length, targets="all", epochs=1)
+        )
+        one = Finalist("SASRec", "baseline", method, {}, method.model_id({}, run.schema.split_digest))
+        train_alone(run, Job.of(trained(one, 0), method, {}, 0))
+        found = evaluate.measure(run, one, 0, test)
+        own = evaluate.measure(run, one, 0, run.rows("test", shown=method.shown))
+        assert found.means() == own.means() and "ndcg@10" in found.means()
+    assert test.length == 6, "the split itself is left as it was"

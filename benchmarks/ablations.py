@@ -110,7 +110,7 @@ def told(root: str, label: str, metrics: Sequence[str]) -> list[tuple[str, ...]]
         values = [f"{rows[m]['value']:.4f} [{rows[m]['low']:.4f}, {rows[m]['high']:.4f}]" for m in metrics]
         first = rows[metrics[0]]
         costs = [f"{first['params'] / 1e3:,.0f} k", f"{first['macs'] / 1e3:,.0f} k"]
-        name, genotype = model, parse_genotype(report["models"][first["model_id"]]["genotype"])
+        name, genotype = model, parse_genotype(report["models"][first["model_id"]]["parts"][0])
         if isinstance(method, DNSRec):
             name = f"{model}: " + ", ".join(f"{decision} {chosen}" for decision, (chosen,) in genotype.items())
             costs.append(f"{method.paper_meter(genotype) / 1e6:.1f} M")

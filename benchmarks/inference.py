@@ -7,8 +7,8 @@ weights included. `--again ROWS` adds what evaluation costs where a past is enco
 RecBole does for sampled ones, measured on so many rows and drawn out.
 
 Then as in its Table 5: seconds of training, and of inference drawn out to ten million rows. Training is the supernet,
-the search stage (of all strategies, budgets and seeds of the run) and, of a seed, the retraining of all candidates of
-the model's budget and strategy; of a rival its own retraining. Tuning is left out on both sides.
+the search or derive stage (of all strategies, budgets and seeds of the run) and, of a seed, the retraining of all
+candidates of the model's budget and strategy; of a rival its own training. Tuning is left out on both sides.
 """
 
 import argparse
@@ -27,15 +27,16 @@ import torch
 from torch import Tensor
 
 from benchmarks import sequence_reference as reference
-from components.finalists import Finalist, contenders, finalists, trained
+from components import models
+from components.finalists import Finalist, contenders, finalists
 from components.run import Run, environment, told
 from nascore.cost import UNITS
 from nascore.rows import Data
 from nascore.tasks import Model
 from nascore.tasks.next_item import NextItem
-from nascore.training import load
 
-NEEDED = ("prepare", "supernet", "search", "retrain")
+SEARCHED = ("search", "derive")
+NEEDED = ("prepare", "supernet", *SEARCHED, "retrain")
 MILLIONS = 10
 OTHERS = 100
 HEAD = ("", "s", "CPU s", "ratio", "MiB", "ratio", "params", "of tables", "MACs")
@@ -44,7 +45,7 @@ HEAD = ("", "s", "CPU s", "ratio", "MiB", "ratio", "params", "of tables", "MACs"
 def opened(root: str) -> Run:
     """A run whose models are all trained; raises if it is none."""
     run = Run.load(root)
-    missing = [stage for stage in NEEDED if not (run.folder / stage).done]
+    missing = [stage for stage in NEEDED if stage in run.planned and not (run.folder / stage).done]
     if missing:
         raise ValueError(
             f"{root} is not finished: {', '.join(missing)} not done; the same pipeline command continues it"
@@ -60,12 +61,8 @@ def measured(run: Run, model_id: str, repeats: int, again: int) -> dict[str, flo
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     one = next(one for one in contenders(run) if one.model_id == model_id)
-    method, schema, seed = one.method, run.schema, run.seeds[0]
-    supernet, task = method.supernet(schema, method.space(schema).narrow(one.genotype), seed), method.task(schema)
-    load(supernet, task, (run.folder / trained(one, seed)).read_tensors("weights.safetensors"))
-    supernet.eval()
-    task.eval()
-    model, test = supernet.net.only(), run.rows("test").showing(method.shown)
+    known = models.opened(run, one, run.seeds[0])
+    model, task, test = known.model, known.task, run.rows("test").showing(one.method.shown)
     task.evaluate(model, test)
     trim()
     reset = forget_peak()
@@ -134,17 +131,19 @@ def training(run: Run, one: Finalist) -> tuple[float, float]:
     """Seconds of supernet and search, and of retraining from one seed."""
 
     def alone(other: Finalist) -> float:
-        seconds = [(run.folder / trained(other, seed)).read_json("result.json")["seconds"] for seed in run.seeds]
-        return statistics.mean(seconds)
+        jobs = [job for seed in run.seeds for job in other.jobs(seed, f"retrain/{other.model_id}/part={{part}}")]
+        return sum((run.folder / job.folder).read_json("result.json")["seconds"] for job in jobs) / len(run.seeds)
 
     if one.role != "found":
-        return 0.0, alone(one)
+        deriving = (run.folder / one.of).read_json("curve.json")[-1]["seconds"] if one.method.decides else 0.0
+        return deriving, alone(one)
     group = [other for other in finalists(run) if (other.role, other.budget, other.strategy) == of(one)]
     group = [*{other.model_id: other for other in [*group, one]}.values()]
     curve = (run.folder / "supernet").read_json("curve.json")
-    spent = {stage: (run.folder / stage).read_json("done.json")["seconds"] for stage in ("supernet", "search")}
-    whole = max(spent["supernet"], curve[-1]["seconds"] if curve else 0.0)  # a stage that went on tells its last part
-    return whole + spent["search"], sum(alone(other) for other in group)
+    stages = [stage for stage in ("supernet", *SEARCHED) if stage in run.planned]
+    spent = {stage: (run.folder / stage).read_json("done.json")["seconds"] for stage in stages}
+    whole = max(spent.pop("supernet"), curve[-1]["seconds"] if curve else 0.0)  # one that went on tells its last part
+    return whole + sum(spent.values()), sum(alone(other) for other in group)
 
 
 def of(one: Finalist) -> tuple[str, str, str]:
@@ -157,14 +156,14 @@ def table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
 
 def tables(run: Run, repeats: int, again: int, tell: Callable[[str], Any] = lambda line: None) -> str:
     """Both tables, ratios to the first found model."""
-    models = [*{one.model_id: one for one in contenders(run)}.values()]
+    each = [*{one.model_id: one for one in contenders(run)}.values()]
     costs, lines, spent = list[dict[str, float]](), list[tuple[str, ...]](), list[tuple[str, ...]]()
-    for one in models:
+    for one in each:
         tell(one.label)
         costs.append(apart(run, one, repeats, again))
     first = costs[0]
-    for one, cost in zip(models, costs, strict=True):
-        price = one.method.price(run.schema)(one.genotype, "")
+    for one, cost in zip(each, costs, strict=True):
+        price = models.opened(run, one, run.seeds[0]).cost
         sizes = [f"{float(getattr(price, unit)):,.0f}" for unit in UNITS]
         taken = [f"{cost['wall']:.3g}", f"{cost['cpu']:.3g}", f"{cost['cpu'] / first['cpu']:.2f}"]
         held = [f"{cost['bytes'] / 2**20:.1f}", f"{cost['bytes'] / max(1.0, first['bytes']):.2f}"]

@@ -17,8 +17,10 @@ from components import prepare
 from components.evaluate import measure
 from components.finalists import Finalist
 from components.folder import Folder
+from components.job import Job
+from components.models import opened
 from components.run import Run, environment
-from components.workers import Job, train_alone
+from components.trainings import train_alone
 from nascore.space import Genotype, parse
 from pipelines.__main__ import parse as parse_run
 
@@ -40,9 +42,9 @@ def test_recall(task: tuple[str, Genotype, int]) -> float:
     root, genotype, seed = task
     run = Run.load(root)
     model_id = run.method.model_id(genotype, run.schema.split_digest)
-    train_alone(run, Job.of(f"retrain/{model_id}/part=0/seed={seed}", run.method, genotype, seed))
-    finalist = Finalist("", "found", run.method, genotype, model_id)
-    return measure(run, finalist, seed, run.rows("test")).means()["recall@50"]
+    train_alone(run, Job.make(f"retrain/{model_id}/part=0/seed={seed}", run.method, genotype, seed))
+    finalist = Finalist("", "found", run.method, (genotype,), model_id)
+    return measure(opened(run, finalist, seed), finalist, run.rows("test")).means()["recall@50"]
 
 
 def main() -> None:

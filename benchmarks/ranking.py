@@ -17,8 +17,9 @@ from scipy.stats import pearsonr
 
 from components import prepare
 from components.diagnose import draw, judged
+from components.job import Job
 from components.run import Run, environment
-from components.workers import Job, train_alone
+from components.trainings import train_alone
 from nascore.fitness import Fitness
 from nascore.space import Genotype
 from nascore.training import Fit
@@ -33,7 +34,7 @@ def alone(task: tuple[str, Genotype, int]) -> float:
     root, genotype, seed = task
     run = Run.load(root)
     model_id = run.method.model_id(genotype, run.schema.split_digest)
-    job = Job.of(f"diagnose/{model_id}/seed={seed}", run.method, genotype, seed)
+    job = Job.make(f"diagnose/{model_id}/seed={seed}", run.method, genotype, seed)
     return float(train_alone(run, job)["value"])
 
 

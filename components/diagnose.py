@@ -14,8 +14,10 @@ import ray
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
+from components.job import Job
 from components.run import Run
-from components.workers import Job, connect, fits, open_scorer, train_all
+from components.trainings import train_all
+from components.workers import connect, fits, open_scorer
 from nascore.rows import seed_of
 from nascore.space import Genotype, key
 
@@ -43,7 +45,7 @@ def main(run: Run) -> None:
             raise FloatingPointError("the supernet gives a genotype no finite score; lower its learning rate")
         ids = [run.method.model_id(genotype, run.schema.split_digest) for genotype in drawn]
         jobs = [
-            Job.of(f"diagnose/{model_id}/seed={seed}", run.method, genotype, seed)
+            Job.make(f"diagnose/{model_id}/seed={seed}", run.method, genotype, seed)
             for model_id, genotype in zip(ids, drawn, strict=True)
             for seed in range(wanted.seeds)
         ]

@@ -4,6 +4,7 @@ Intervals resample units (users, or rows) and seeds together; a paired compariso
 means over seeds, and gives the p-value of the paired t-test.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
-from components.finalists import Finalist, contenders, trained
+from components.finalists import Finalist, contenders, decided
+from components.models import Opened, opened
 from components.run import Run
 from nascore import plugins
-from nascore.cost import UNITS
+from nascore.cost import UNITS, Cost
 from nascore.rows import Data, seed_of
 from nascore.tasks import Scores
-from nascore.training import load
 
 RESAMPLES = 2_000
+SINGLE = "single"
 Values = NDArray[np.float64]
 
 
@@ -27,27 +29,22 @@ def main(run: Run) -> None:
     """Write `units.parquet` and `report.json`."""
     with run.stage("evaluate") as folder:
         compared, test = contenders(run), run.rows("test")
-        unique = {one.model_id: one for one in compared}
-        scores = {name: [measure(run, one, seed, test) for seed in run.seeds] for name, one in unique.items()}
+        scores, costs = dict[str, list[Scores]](), dict[str, Cost]()
+        for model_id, one in {one.model_id: one for one in compared}.items():
+            for seed in run.seeds:
+                known = opened(run, one, seed)
+                scores.setdefault(model_id, []).append(measure(known, one, test))
+                costs[model_id] = known.cost
         folder.write_table("units.parquet", units(run, scores))
-        report = compare(run, compared, scores)
+        report = compare(run, compared, scores, costs)
         folder.write_json("report.json", report)
-    print(f"  {report['verdict']}", flush=True)
+    for line in filter(None, (report["verdict"], report["kinds"])):
+        print(f"  {line}", flush=True)
 
 
-def measure(run: Run, contender: Finalist, seed: int, test: Data) -> Scores:
+def measure(known: Opened, contender: Finalist, test: Data) -> Scores:
     """One retrained model on the test split."""
-    method, schema = contender.method, run.schema
-    supernet = method.supernet(schema, method.space(schema).narrow(contender.genotype), seed)
-    task = method.task(schema)
-    load(
-        supernet,
-        task,
-        (run.folder / trained(contender, seed)).read_tensors("weights.safetensors"),
-    )
-    supernet.eval()
-    task.eval()
-    return task.evaluate(supernet.net.only(), test.showing(method.shown))
+    return known.task.evaluate(known.model, test.showing(contender.method.shown))
 
 
 def units(run: Run, scores: dict[str, list[Scores]]) -> pa.Table:
@@ -62,14 +59,16 @@ def units(run: Run, scores: dict[str, list[Scores]]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def compare(run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]]) -> dict[str, Any]:
+def compare(
+    run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]], costs: Mapping[str, Cost]
+) -> dict[str, Any]:
     """The report: one row a model and metric, found against rivals, and what to conclude."""
     task = run.method.task(run.schema)
     headline = task.headline
     rows, paired = [], []
+    derived = {one["as"] for one in decided(run).get("", [])}
     for contender in contenders:
-        cost = contender.method.price(run.schema)(contender.genotype, "")
-        spent = {unit: float(getattr(cost, unit)) for unit in UNITS}
+        spent = {unit: float(getattr(costs[contender.model_id], unit)) for unit in UNITS}
         for metric, matrix in _matrices(scores[contender.model_id]).items():
             low, high = interval(matrix)
             rows.append(
@@ -87,7 +86,7 @@ def compare(run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]
             )
     for one in (contender for contender in contenders if contender.role == "found"):
         for other in contenders:
-            plain = {one.strategy, other.strategy} <= {"", *run.strategies}
+            plain = {one.strategy, other.strategy} <= {"", *run.strategies, *derived}
             if other.model_id != one.model_id and (plain or other.role == "baseline"):
                 a, b = (_matrices(scores[c.model_id])[headline].mean(0) for c in (one, other))
                 paired.append({"a": one.label, "b": other.label, "metric": headline, **against(a, b)})
@@ -100,12 +99,16 @@ def compare(run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]
         "leaks": plugins.load("protocols", run.protocol).leaks,
         "headline": headline,
         "verdict": verdict(contenders, rows, paired, headline, headline in task.lower),
+        "kinds": of_kinds(contenders, paired, headline in task.lower),
         "rows": rows,
         "paired": paired,
         "models": {
             c.model_id: {
                 "label": c.label,
-                "genotype": {name: list(chosen) for name, chosen in c.method.canonical(c.genotype).items()},
+                "parts": [
+                    {name: list(chosen) for name, chosen in c.method.canonical(part).items()} for part in c.parts
+                ],
+                "kept": c.kept,
                 "budget": c.budget,
                 "strategy": c.strategy,
                 "candidate": c.candidate,
@@ -115,6 +118,23 @@ def compare(run: Run, contenders: list[Finalist], scores: dict[str, list[Scores]
         "diagnose": {name: diagnosis.get(name) for name in ("kendall", "low", "high", "ceiling", "n", "verdict")},
         "timing": {stage: (run.folder / stage).read_json("done.json")["seconds"] for stage in stages},
     }
+
+
+def of_kinds(contenders: list[Finalist], paired: list[dict[str, Any]], lower: bool) -> str:
+    """Whether a model for each kind of rows does better than one for all, in a sentence; "" where none was trained."""
+    for one in (contender for contender in contenders if contender.routed):
+        other = next((c for c in contenders if (c.budget, c.strategy) == (one.budget, SINGLE)), None)
+        if other is not None:
+            pair = next(pair for pair in paired if (pair["a"], pair["b"]) == (one.label, other.label))
+            helps = pair["high"] < 0 if lower else pair["low"] > 0
+            hurts = pair["low"] > 0 if lower else pair["high"] < 0
+            told = "helps" if helps else "does not help but hurts" if hurts else "does not help"
+            difference = f"{pair['delta']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}], p = {pair['p']:.2g}"
+            return (
+                f"A model for each of {len(one.parts)} kinds of rows {told} here: {pair['metric']} against one model "
+                f"for all {difference}."
+            )
+    return ""
 
 
 def _matrices(by_seed: list[Scores]) -> dict[str, Values]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from components.folder import Folder
+from components.job import Job
 from components.run import Run
 from nascore import plugins
 from nascore.methods import Method
@@ -16,34 +17,102 @@ from nascore.space import Genotype, parse
 class Finalist:
     """One model of the comparison.
 
-    strategy: what found it. candidate: the id under which the search knows it, before it was tuned.
+    parts: what each kind of rows has of it, or the one model of all rows. strategy: what found it. candidate: the id
+    under which the search knows it, before it was tuned. kept: whether it is the supernet itself, trained no further.
+    of: the folder of the supernet it comes from.
     """
 
     label: str
     role: str
     method: Method
-    genotype: Genotype
+    parts: tuple[Genotype, ...]
     model_id: str
     budget: str = ""
     strategy: str = ""
     candidate: str = ""
+    kept: bool = False
+    of: str = "supernet"
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router sends each row to its part."""
+        return len(self.parts) > 1
+
+    @property
+    def genotype(self) -> Genotype:
+        """That of the only part."""
+        (genotype,) = self.parts
+        return genotype
+
+    def jobs(self, seed: int, folder: str, refit: bool = False) -> list[Job]:
+        """What has to be trained from a seed, a part each; `folder` is that of all seeds of a part but for `{part}`."""
+        if self.kept:
+            return []
+        return [
+            Job.make(
+                f"{folder.format(part=part)}/seed={seed}",
+                self.method,
+                genotype,
+                seed,
+                refit,
+                part if self.routed else -1,
+                self.of,
+            )
+            for part, genotype in enumerate(self.parts)
+        ]
 
 
 def finalists(run: Run) -> list[Finalist]:
-    """The candidates of the search, of each budget and strategy the best score first, then the rivals."""
-    tuned, digest, found = settings(run), run.schema.split_digest, list[Finalist]()
-    for one in (run.folder / "search").read_json("candidates.json"):
+    """What the search found, of each budget and strategy the best score first, what was derived, then the rivals."""
+    return _tuned(run, settings(run))
+
+
+def untuned(run: Run) -> list[Finalist]:
+    """The same before anything was tuned."""
+    return _tuned(run, {})
+
+
+def _tuned(run: Run, tuned: Mapping[str, Mapping[str, str]]) -> list[Finalist]:
+    derived, digest, found = decided(run), run.schema.split_digest, list[Finalist]()
+    candidates = (run.folder / "search").read_json("candidates.json") if "search" in run.stages else []
+    for one in candidates:
         method, genotype = run.method.tuned(tuned.get(one["budget"], {})), parse(one["genotype"])
         label = f"{method.label} {one['budget']}, {one['as']}"
         model_id = method.model_id(genotype, digest)
-        found.append(Finalist(label, "found", method, genotype, model_id, one["budget"], one["as"], one["model_id"]))
+        found.append(Finalist(label, "found", method, (genotype,), model_id, one["budget"], one["as"], one["model_id"]))
+    for one in derived.get("", []):
+        method, parts = run.method.tuned(tuned.get(one["budget"], {})), tuple(map(parse, one["parts"]))
+        also = [one["as"]] if one["kept"] else []
+        model_id = method.model_id(parts[0], digest, *parts[1:], *also)
+        label = f"{method.label} {one['budget']}, {one['as']}"
+        known = (label, "found", method, parts, model_id, one["budget"], one["as"], model_id, one["kept"])
+        found.append(Finalist(*known))
     labels = Counter(rival.label for rival in run.methods[1:])
     for rival in run.methods[1:]:
-        (member,) = rival.space(run.schema).members()
-        own = rival.model_id(member, digest)
+        own = known_as(run, rival)
+        (member,) = (
+            [parse(one["parts"][0]) for one in derived[own]] if rival.decides else rival.space(run.schema).members()
+        )
         method = rival.tuned(tuned.get(own, {}))
         label = rival.label if labels[rival.label] == 1 else f"{rival.label} ({own})"
-        found.append(Finalist(label, "baseline", method, member, method.model_id(member, digest)))
+        model_id, of = method.model_id(member, digest), f"derive/{own}" if rival.decides else "supernet"
+        found.append(Finalist(label, "baseline", method, (member,), model_id, of=of))
+    return found
+
+
+def known_as(run: Run, rival: Method) -> str:
+    """What a rival goes by before it is tuned and has decided."""
+    if rival.decides:
+        return rival.model_id({}, run.schema.split_digest)
+    (member,) = rival.space(run.schema).members()
+    return rival.model_id(member, run.schema.split_digest)
+
+
+def decided(run: Run) -> Mapping[str, list[dict[str, Any]]]:
+    """What methods have decided by themselves: ours as "", rivals by what they go by."""
+    if "derive" not in run.planned:
+        return {}
+    found: dict[str, list[dict[str, Any]]] = (run.folder / "derive").read_json("candidates.json")
     return found
 
 
@@ -52,25 +121,28 @@ def contenders(run: Run) -> list[Finalist]:
 
     The mean over seeds counts. Where a method has a `final` form, that is what is trained and tested of the best.
     """
-    best: dict[tuple[str, str], tuple[float, Finalist]] = {}
+    groups: dict[tuple[str, str], list[Finalist]] = {}
     everyone = finalists(run)
     for one in everyone:
         if one.role == "found":
-            values = [(run.folder / trained(one, seed)).read_json("result.json")["value"] for seed in run.seeds]
-            value, group = sum(values) / len(values), (one.budget, one.strategy)
-            if group not in best or value > best[group][0]:
-                best[group] = value, one
+            groups.setdefault((one.budget, one.strategy), []).append(one)
     chosen = []
-    for _, one in best.values():
-        final = one.method.final(run.schema)
+    for group in groups.values():
+        one = group[0] if len(group) == 1 else max(group, key=lambda one: _value(run, one))
+        final = one.method if one.kept or one.routed else one.method.final(run.schema)
         known = one.model_id if final == one.method else final.model_id(one.genotype, run.schema.split_digest)
         chosen.append(replace(one, method=final, model_id=known))
     return [*chosen, *(one for one in everyone if one.role != "found")]
 
 
-def trained(one: Finalist, seed: int) -> str:
+def _value(run: Run, one: Finalist) -> float:
+    values: list[float] = [(run.folder / trained(one, seed)).read_json("result.json")["value"] for seed in run.seeds]
+    return sum(values) / len(values)
+
+
+def trained(one: Finalist, seed: int, part: int = 0) -> str:
     """The folder of a finalist's training, below the run's."""
-    return f"retrain/{one.model_id}/part=0/seed={seed}"
+    return f"retrain/{one.model_id}/part={part}/seed={seed}"
 
 
 def settings(run: Run) -> Mapping[str, Mapping[str, str]]:
@@ -103,4 +175,4 @@ def genotypes(text: str) -> list[Genotype]:
     if not folder.done:
         raise ValueError(f"{text} is neither a genotype as JSON nor the folder of a run that was evaluated")
     models = folder.read_json("report.json")["models"].values()
-    return [parse(model["genotype"]) for model in models if model["candidate"]]
+    return [parse(part) for model in models if model["candidate"] for part in model["parts"]]

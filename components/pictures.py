@@ -219,6 +219,36 @@ def shares(curve: Sequence[Row], decision: str) -> str:
     )
 
 
+def kept(parts: Mapping[str, Mapping[str, Sequence[str]]], options: Mapping[str, int]) -> str:
+    """How many of its options each decision keeps in each part, as a map: a row a decision, a column a part."""
+    names = [*options][::-1]
+    counts = [[len(part[name]) for part in parts.values()] for name in names]
+    trace = {
+        "type": "heatmap",
+        "mode": "markers",
+        "x": [_plain(part) for part in parts],
+        "y": [_plain(name) for name in names],
+        "z": counts,
+        "zmin": 0,
+        "zmax": max(options.values()),
+        "colorscale": [[0, "var(--soft)"], [1, "var(--accent)"]],
+        "showscale": False,
+        "xgap": 2,
+        "ygap": 2,
+        "texttemplate": "%{z}",
+        "hovertemplate": "%{y}, %{x}: %{z}<extra></extra>",
+    }
+    layout = {
+        "xaxis": {"side": "top", "showgrid": False, "fixedrange": True},
+        "yaxis": {"automargin": True, "showgrid": False, "fixedrange": True},
+        "margin": {"l": 120, "r": 10, "t": 50, "b": 10},
+    }
+    said = "; ".join(
+        f"{part}: {', '.join(f'{name} {len(chosen[name])}' for name in options)}" for part, chosen in parts.items()
+    )
+    return plot(f"Options kept: {said}", [trace], layout, 70 + 24 * len(names))
+
+
 def validation(groups: Mapping[str, tuple[bool, Sequence[Row]]], kind: str) -> str:
     """Validation values by epoch, a line for each training; of each label whether it was found, and its trainings.
 

@@ -6,6 +6,7 @@ from html import escape
 from itertools import groupby
 
 from components import pictures
+from components.kinds_section import kinds
 from components.page import NONE, count, details, duration, interval, lead, number, page, short, table, views
 from components.run import Run
 from components.search_sections import front, ranking, search, tuning
@@ -15,23 +16,27 @@ from nascore.space import Genotype, parse
 
 SIDES = 3  # lanes that a narrow drawing can hold
 CUTOFFS = ("", "10", "50")
+MADE_BY = {"Search": "search", "Front": "search", "Ranking": "diagnose", "Tuning": "tune"}
 
 
 def main(run: Run) -> None:
     """Write `index.html`."""
     with run.stage("report") as folder:
         told = Told(run)
-        sections = {
+        sections: dict[str, tuple[str, str]] = {
             "Comparison": ("Is it better?", comparison(told)),
             "Search": ("How the search went", search(told)),
             "Front": ("Score against cost", front(told)),
             "Ranking": ("Can the supernet's ranking be trusted?", ranking(told)),
             "Tuning": ("What was tuned", tuning(told)),
-            "Architecture": ("What was found", architecture(told)),
+            "Kinds": ("What does each kind of rows need?", kinds(told) if run.method.routes else ""),
+            "Architecture": ("What was found", "" if run.method.routes else architecture(told)),
             "Training": ("Training", training(told)),
             "Time": ("Time per stage", time_spent(told)),
             "Settings": ("How this was made", settings(told)),
         }
+        without = {title for title, stage in MADE_BY.items() if stage not in run.stages}
+        sections = {title: one for title, one in sections.items() if one[1] and title not in without}
         body = f"<header>\n{heading(told, list(sections))}\n</header>\n<main>\n"
         for title, (question, content) in sections.items():
             body += f'<section id="{title.lower()}" aria-labelledby="{title.lower()}-title">\n'
@@ -181,7 +186,7 @@ def architecture(told: Told) -> str:
     drawings = []
     for model_id, model in {model["model_id"]: model for model in told.found}.items():
         about = told.report["models"][model_id]
-        chosen = parse(about["genotype"])
+        (chosen,) = map(parse, about["parts"])
         genotype = {name: chosen[name] for name in sorted(chosen, key=list(space.decisions).index)}
         line = f"{count(model['macs'])} MACs per example · {count(model['params'])} parameters · "
         line += f"{count(model['table_params'])} in tables<br><code>{escape(model_id)}</code>"

@@ -6,13 +6,13 @@ then trained once more in that form.
 
 from collections.abc import Iterable
 
-from components.finalists import Finalist, contenders, finalists, trained
+from components.finalists import Finalist, contenders, finalists
 from components.run import Run
-from components.workers import Job, train_all
+from components.trainings import train_all
 
 
 def main(run: Run) -> None:
-    """Train every model from every seed into `<model_id>/part=0/seed=<n>`."""
+    """Train every part of every model from every seed into `<model_id>/part=<n>/seed=<n>`."""
     with run.stage("retrain", resumes=True) as folder:
         first = {one.model_id: one for one in finalists(run)}
         _train(run, first.values())
@@ -25,6 +25,6 @@ def _train(run: Run, models: Iterable[Finalist]) -> None:
     jobs = []
     for one in models:
         refit = run.refit and one.method.final(run.schema) == one.method
-        jobs += [Job.of(trained(one, seed), one.method, one.genotype, seed, refit) for seed in run.seeds]
+        jobs += [job for seed in run.seeds for job in one.jobs(seed, f"retrain/{one.model_id}/part={{part}}", refit)]
     if jobs:
         train_all(run, "retrain", jobs)

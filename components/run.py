@@ -12,11 +12,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from components.folder import Folder
 from nascore import plugins
@@ -41,7 +44,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-STAGES = ("prepare", "supernet", "search", "diagnose", "tune", "retrain", "evaluate", "report")
+STAGES = ("prepare", "supernet", "search", "diagnose", "derive", "tune", "retrain", "evaluate", "report")
 
 
 FIXED = {
@@ -49,6 +52,7 @@ FIXED = {
     "supernet": ("methods.0", "seeds.0"),
     "search": ("strategies", "budgets", "seeds", "first", "given", "keep", "front"),
     "diagnose": ("diagnosis",),
+    "derive": ("methods", "seeds.0"),
     "tune": ("methods", "tuning"),
     "retrain": ("methods", "seeds", "refit"),
 }
@@ -187,6 +191,12 @@ class Run:
     def method(self) -> Method:
         return self.methods[0]
 
+    @property
+    def planned(self) -> tuple[str, ...]:
+        """The stages that have something to do."""
+        derives = self.method.routes or any(rival.decides for rival in self.methods[1:])
+        return tuple(stage for stage in self.stages if stage != "derive" or derives)
+
     @cached_property
     def folder(self) -> Folder:
         return Folder(self.root)
@@ -232,6 +242,8 @@ class Run:
                 raise ValueError(f"no stage {stage!r}; there are: {', '.join(STAGES)}")
         if self.stages[:1] != STAGES[:1] and not (self.folder / STAGES[0]).done:
             raise ValueError(f"--stages begins with {STAGES[0]} where the run holds no prepared data yet")
+        if "derive" not in self.stages and "derive" in replace(self, stages=STAGES).planned:
+            raise ValueError("--stages must hold derive: a method of this run decides by itself")
         without = ("strategies",) if self.given or self.method.learning else ()
         for name in ("methods", "strategies", "budgets", "seeds"):
             known = getattr(self, name)
@@ -248,19 +260,21 @@ class Run:
         device: str = "cpu",
         first: int = 0,
         shown: Shown = Shown(),  # noqa: B008
+        only: NDArray[np.bool_] | None = None,
     ) -> Data:
-        """A split of the prepared data, or about its `first` rows, as a method's models are shown it."""
+        """A split of the prepared data, or about its `first` rows, as a method's models are shown it; see `Data`."""
         url = f"{self.folder.url}/prepare"
-        return Data(url, split, mode=mode, rank=rank, world=world, device=device, first=first, shown=shown)
+        return Data(url, split, mode=mode, rank=rank, world=world, device=device, first=first, shown=shown, only=only)
 
-    def checkpoint(self) -> Folder:
-        """The newest whole checkpoint of the supernet."""
-        whole = (self.folder / "supernet").names("step-*/done.json")
+    def checkpoint(self, of: str = "supernet") -> Folder:
+        """The newest whole checkpoint of the supernet, or of one in another folder of the run."""
+        whole = (self.folder / of).names("step-*/done.json")
         if not whole:
+            stage = of.partition("/")[0]
             raise FileNotFoundError(
-                f"{self.root} holds no supernet; make it with: python -m components supernet {self.root}"
+                f"{self.root} holds no supernet; make it with: python -m components {stage} {self.root}"
             )
-        return self.folder / "supernet" / whole[-1].rpartition("/")[0]
+        return self.folder / of / whole[-1].rpartition("/")[0]
 
     def members(self, budget: str) -> Space:
         """The searched method's space within a budget."""
@@ -283,8 +297,8 @@ class Run:
                     f"--rivals: {rival.name} is trained and judged for {other.__name__}, {self.method.name} for "
                     f"{task.__name__}: their figures do not compare"
                 )
-            if rival.space(self.schema).size() > 1:
-                raise ValueError(f"--rivals: {rival.name} has something to decide; a rival has nothing")
+            if rival.space(self.schema).size() > 1 and not rival.decides:
+                raise ValueError(f"--rivals: {rival.name} has something to decide, but does not by itself")
         if self.method.train.batch % self.workers.train:
             raise ValueError(
                 f"batch {self.method.train.batch} cannot be shared equally by --workers.train {self.workers.train}"

@@ -20,6 +20,7 @@ class Told:
         self.statistics: Row = self._read("prepare", "statistics.json", {})
         self.losses: list[Row] = self._read("supernet", "curve.json", [])
         self.candidates: list[Row] = self._read("search", "candidates.json", [])
+        self.kinds: Row = self._read("derive", "kinds.json", {}) if run.method.routes else {}
         self.tuning: Row = self._read("tune", "tuned.json", {})
         self.diagnosis: Row = self._read("diagnose", "diagnose.json", {})
         self.report: Row = self._read("evaluate", "report.json", {})
@@ -29,7 +30,8 @@ class Told:
         self.strategies = [*run.strategies, *sorted({trial["strategy"] for trial in self.trials} - {*run.strategies})]
         self.trials.sort(key=lambda trial: (trial["budget"], trial["strategy"], trial["seed"], trial["number"]))
         stage = run.folder / "retrain"
-        self.results: list[Row] = [stage.read_json(name) for name in stage.names("*/part=*/seed=*/result.json")]
+        names = stage.names("*/part=*/seed=*/result.json")
+        self.results: list[Row] = [{**stage.read_json(name), "model_id": name.partition("/")[0]} for name in names]
         self.models = self._models()
         self.found = [model for model in self.models if model["role"] == "found"]
         self.baselines = [model for model in self.models if model["role"] != "found"]

@@ -7,16 +7,16 @@ tuning used together, and at most `configurations` in any case.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from random import Random
 from typing import Any
 
+from components.finalists import Finalist, known_as, untuned
 from components.run import Run
-from components.workers import Job, train_all
+from components.trainings import train_all
 from nascore.cost import Budget
 from nascore.methods import Method
-from nascore.space import Genotype, parse
 
 WAVE = 4
 Settings = Mapping[str, str]
@@ -28,8 +28,7 @@ class Tuning:
 
     of: str
     label: str
-    method: Method
-    genotype: Genotype
+    model: Finalist
     left: list[Settings]
     tried: list[dict[str, Any]] = field(default_factory=list)
 
@@ -50,7 +49,7 @@ def main(run: Run) -> None:
     with run.stage("tune", resumes=True) as folder:
         wanted = run.tuning.configurations
         plan, learning = run.method.train, run.method.learning
-        steps = plan.steps + (plan.steps // learning.every if learning else 0)
+        steps = plan.steps + (learning.lessons(plan.steps) if learning else 0)
         spent = {"supernet": steps * plan.batch, "search": calibrated(run), "tuning": 0}
         done: list[Tuning] = []
         if wanted:
@@ -65,38 +64,41 @@ def main(run: Run) -> None:
 
 def calibrated(run: Run) -> int:
     """Training examples that scored genotypes were calibrated on."""
+    if "search" not in run.stages:
+        return 0
     trials = (run.folder / "search").read_table("trials.parquet")
     return len(set(trials["genotype"].to_pylist())) * min(run.method.fitness.calibration, run.rows("train").rows)
 
 
 def ours(run: Run, wanted: int) -> list[Tuning]:
     """The searched method with the best candidate of each budget; settings that break the budget are left out."""
-    tunings, candidates = [], (run.folder / "search").read_json("candidates.json")
+    tunings, everyone = [], [one for one in untuned(run) if one.role == "found" and not one.kept]
+    scores = {}
+    if "search" in run.stages:
+        candidates = (run.folder / "search").read_json("candidates.json")
+        scores = {one["model_id"]: one["score"] for one in candidates}
     for budget in run.budgets:
-        own = [one for one in candidates if one["budget"] == budget]
-        found = [one for one in own if one["strategy"] in run.strategies] or own
+        own = [one for one in everyone if one.budget == budget]
+        found = [one for one in own if one.strategy in run.strategies] or own
         if not found:
             continue
-        best, limits = max(found, key=lambda one: one["score"]), run.method.limits(budget)
-        genotype, every = parse(best["genotype"]), [parse(one["genotype"]) for one in own]
+        best, limits = max(found, key=lambda one: scores.get(one.candidate, 0.0)), run.method.limits(budget)
         left = []
-        for one in configurations(run.method):
-            kept = Budget(limits, run.method.tuned(one).price(run.schema))
-            if all(kept.excess(each) <= 0 for each in every):
-                left.append(one)
-        tunings.append(Tuning(budget, f"{run.method.label} {budget}", run.method, genotype, left[:wanted]))
+        for settings in configurations(run.method):
+            kept = Budget(limits, run.method.tuned(settings).price(run.schema))
+            if all(kept.excess(part) <= 0 for one in own for part in one.parts):
+                left.append(settings)
+        tunings.append(Tuning(budget, f"{run.method.label} {budget}", best, left[:wanted]))
     return tunings
 
 
 def rivals(run: Run, wanted: int) -> list[Tuning]:
     """Every rival that has something to tune."""
-    tunings = []
-    for rival in run.methods[1:]:
-        (member,) = rival.space(run.schema).members()
+    tunings, models = [], [one for one in untuned(run) if one.role != "found"]
+    for rival, model in zip(run.methods[1:], models, strict=True):
         left = configurations(rival)[:wanted]
         if len(left) > 1:
-            of = rival.model_id(member, run.schema.split_digest)
-            tunings.append(Tuning(of, rival.label, rival, member, left))
+            tunings.append(Tuning(known_as(run, rival), rival.label, model, left))
     return tunings
 
 
@@ -111,16 +113,24 @@ def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> None:
     """Try settings, a few of every tuning at a time, until none is left or the allowance of examples is used up."""
     while opened := [one for one in tunings if one.left and one.examples < allowance]:
         wave = [(one, settings) for one in opened for settings in one.left[:WAVE]]
-        jobs = []
+        each = []
         for one, settings in wave:
-            method = one.method.tuned(settings)
-            model_id = method.model_id(one.genotype, run.schema.split_digest)
-            jobs.append(Job.of(f"tune/{model_id}/seed={run.seeds[0]}", method, one.genotype, run.seeds[0]))
-        rows = {one.method.shown: run.rows("train", shown=one.method.shown).rows for one in opened}
-        for (one, settings), result in zip(wave, train_all(run, "tune", jobs), strict=True):
-            taught = rows[one.method.shown]
-            examples = result["steps"] * min(one.method.tuned(settings).retrain.batch, taught) or taught
-            tried = {name: result[name] for name in ("model_id", "value", "best_epoch", "seconds")}
-            one.tried.append({"settings": settings, "examples": examples, **tried})
+            tried = replace(one.model, method=one.model.method.tuned(settings))
+            name = tried.method.model_id(tried.parts[0], run.schema.split_digest, *tried.parts[1:])
+            place = f"tune/{name}/part={{part}}" if tried.routed else f"tune/{name}"
+            each.append((name, tried.jobs(run.seeds[0], place)))
+        results = iter(train_all(run, "tune", [job for _, jobs in each for job in jobs]))
+        for (one, settings), (name, jobs) in zip(wave, each, strict=True):
+            one.tried.append({"settings": settings, "model_id": name, **joined([next(results) for _ in jobs])})
         for one in opened:
             del one.left[:WAVE]
+
+
+def joined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One result of those of all parts of a model: values count by the rows they were judged on."""
+    value, rows = results[0]["value"], sum(one["judged"] for one in results)
+    if len(results) > 1:
+        value = sum(one["value"] * one["judged"] for one in results) / rows
+    seconds = round(sum(one["seconds"] for one in results), 3)
+    known = {"value": value, "best_epoch": max(one["best_epoch"] for one in results), "seconds": seconds}
+    return {"examples": sum(one["examples"] for one in results), **known}

@@ -7,10 +7,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from safetensors.torch import load_file
 
 from components.run import Folder, Run, running_cluster
-from nascore.methods import Method, Scorer, from_json
-from nascore.net import Net
-from nascore.rows import seed_of
-from nascore.space import Genotype, parse
-from nascore.training import Fit, State, refit, train
+from nascore.methods import Scorer
 
-CHECKPOINT, REFITTED = "checkpoint.safetensors", "refitted.safetensors"
 LINE_EVERY = 30.0
 TELL_EVERY = 0.5
 
@@ -199,109 +193,3 @@ def open_scorer(run: Run, cache_bytes: int) -> Scorer:
     train = run.rows("train", device=device, first=max(1, fitness.calibration), shown=method.shown)
     valid = run.rows("valid", device=device, first=0 if fitness.ranks else fitness.rows, shown=method.shown)
     return method.scorer(supernet.net, task, train, valid, cache_bytes)
-
-
-# Models trained alone
-
-
-@dataclass(frozen=True)
-class Job:
-    """One model to train alone into a folder of the run: a member of a method's space, from one seed.
-
-    refit: whether the weights are those of a further training, on train and valid rows, for the best number of epochs.
-    """
-
-    folder: str
-    method: Mapping[str, Any]
-    genotype: Mapping[str, Sequence[str]]
-    seed: int
-    refit: bool = False
-
-    @staticmethod
-    def of(folder: str, method: Method, genotype: Genotype, seed: int, refit: bool = False) -> "Job":
-        return Job(folder, method.to_json(), {name: list(chosen) for name, chosen in genotype.items()}, seed, refit)
-
-
-def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, Any]:
-    """Train a job's model from where it was left, into `weights.safetensors`; `result.json` says how it went."""
-    folder = run.folder / job.folder
-    if folder.done:
-        known: dict[str, Any] = folder.read_json("result.json")
-        return known
-    started, device = time.monotonic(), settle(run)
-    method, schema = from_json(job.method), run.schema
-    genotype, plan = method.canonical(parse(job.genotype)), method.retrain
-    judged = 0 if method.stop.ranks else method.stop.rows
-    seed, valid = seed_of(job.seed, "alone"), run.rows("valid", device=device, first=judged, shown=method.shown)
-
-    def fresh(split: str) -> Fit:
-        supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed)
-        if method.inherits:
-            supernet.net.inherit(searched(run))
-        supernet = supernet.to(device)
-        rows = run.rows(split, run.workers.data, device=device, shown=method.shown)
-        return Fit(supernet, method.task(schema).to(device), rows, plan, seed)
-
-    def saved(name: str) -> State | None:
-        return folder.read_tensors(name) if folder.exists(name) else None
-
-    fit = fresh("train")
-    outcome = train(
-        fit,
-        lambda model: method.stop.measure(model, fit.task, valid),
-        lambda state: folder.write_tensors(CHECKPOINT, state),
-        saved(CHECKPOINT),
-        lambda epoch, value: tell(News(epoch, plan.epochs, "epochs", value, lasting=False)),
-    )
-    weights = outcome.weights
-    if job.refit:
-        again = fresh("train+valid")
-        weights = refit(again, outcome.best_epoch, lambda state: folder.write_tensors(REFITTED, state), saved(REFITTED))
-    folder.write_tensors("weights.safetensors", weights)
-    result = {
-        "model_id": method.model_id(genotype, schema.split_digest),
-        "name": method.name,
-        "seed": job.seed,
-        "value": outcome.value,
-        "best_epoch": outcome.best_epoch,
-        "steps": outcome.steps,
-        "curve": [[number if isfinite(number) else None for number in epoch] for epoch in outcome.curve],
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    folder.write_json("result.json", result)
-    folder.write_json("done.json", {"seconds": result["seconds"]})
-    for name in (CHECKPOINT, REFITTED):
-        if folder.exists(name):
-            folder.fs.rm(f"{folder.path}/{name}")
-    tell(News(plan.epochs, plan.epochs, "epochs", outcome.value, lasting=False))
-    return result
-
-
-def searched(run: Run) -> Net:
-    """The run's supernet, with its weights."""
-    method, schema = run.method, run.schema
-    net, own = method.net(schema, method.space(schema)), "supernet.net."
-    weights = run.checkpoint().read_tensors("weights.safetensors")
-    net.load_state_dict({name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)})
-    return net
-
-
-@ray.remote(max_retries=3)
-def _train_alone(root: str, job: Job, board: Any) -> dict[str, Any]:
-    return train_alone(Run.load(root), job, Teller(board, f"{job.method['name']} {job.folder.partition('/')[2]}"))
-
-
-def train_all(run: Run, stage: str, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Train every job on the cluster, as many at a time as there are cores or GPUs; results in the order of jobs."""
-    with watching(stage) as board:
-        overall, done = Teller(board, "models"), 0
-        task = _train_alone.options(num_cpus=run.workers.cpus, num_gpus=run.workers.gpus)
-        waiting = [task.remote(run.root, job, board) for job in jobs]
-        results = dict[Any, dict[str, Any]]()
-        pending = list(waiting)
-        while pending:
-            ready, pending = ray.wait(pending, num_returns=1)
-            results[ready[0]] = ray.get(ready[0])
-            done += 1
-            overall(News(done, len(jobs), "models", max(result["value"] for result in results.values())))
-        return [results[reference] for reference in waiting]

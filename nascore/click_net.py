@@ -1,7 +1,6 @@
 """The frame of click nets: numbers and categories of a row looked up, one logit a row."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,11 +13,21 @@ from nascore.schema import Batch, Schema
 from nascore.space import Decision, Space
 from nascore.sparse import Tables
 from nascore.tasks.click import Click
-from nascore.training import Plan
+from nascore.training import Optimizer, Plan, Schedule
 
 Inputs = dict[str, Tensor]
 JUDGED = Fitness(rows=1_228_800, batch=8_192, calibration=0)
 """How click models are judged: the log loss of at most 150 batches of validation rows, as in NASRec's public code."""
+
+
+def sizes(schema: Schema) -> dict[str, int]:
+    """The rows of each category's table."""
+    if schema.user:
+        raise ValueError("a click model learns from rows that stand by themselves; this data has users and items")
+    found = {column.name: column.size for column in schema.columns if column.kind == "category"}
+    if not found:
+        raise ValueError("nothing to embed: a click model needs at least one feature of kind category")
+    return found
 
 
 class ClickNet(Net):
@@ -29,14 +38,9 @@ class ClickNet(Net):
 
     def __init__(self, schema: Schema, space: Space, width: int, cap: int = 0) -> None:
         super().__init__(schema, space)
-        if schema.user:
-            raise ValueError("a click model learns from rows that stand by themselves; this data has users and items")
-        categories = [column for column in schema.columns if column.kind == "category"]
-        if not categories:
-            raise ValueError("nothing to embed: a click model needs at least one feature of kind category")
-        self.names = tuple(column.name for column in categories)
+        self.sizes = sizes(schema)
+        self.names = tuple(self.sizes)
         self.numbers = tuple(column.name for column in schema.columns if column.kind == "number")
-        self.sizes = {column.name: column.size for column in categories}
         self.width = width
         self.tables = Tables(self.sizes, width, cap)
 
@@ -60,22 +64,24 @@ class ClickNet(Net):
 
     def table_costs(self) -> dict[str, Cost]:
         """The weights of all tables."""
-        return {"tables": Cost(table_params=self.tables.weight.numel())}
+        return {"tables": self.tables.cost()}
 
 
 @dataclass(frozen=True)
 class ClickTraining:
-    """How every click model is trained alone: Adagrad, a learning rate that rises, then falls on half a cosine.
+    """How every click model is trained alone: by default by Adagrad, its learning rate rising, then falling.
 
     Args:
         batch: Rows of a batch of all workers together.
-        learning_rate: Adagrad's.
+        learning_rate: The optimiser's.
         weight_decay: L2 penalty on weights of two or more dimensions; of tables, on the rows that a step touches.
         clip: Largest norm of the joined gradient, tables included; 0 for none.
         warmup: Share of the steps over which the learning rate rises.
         epsilon: Adagrad's; the public code's 0.01 is large beside the gradients of small data.
         epochs: The most epochs.
         patience: Epochs without a better validation loss after which it ends.
+        optimizer: adagrad, or adam.
+        schedule: Of the learning rate behind the warm-up: cosine, linear, or constant.
     """
 
     batch: int = 256
@@ -86,21 +92,49 @@ class ClickTraining:
     epsilon: float = 1e-2
     epochs: int = 1
     patience: int = 2
-
-    tunables: ClassVar[tuple[Decision, ...]] = (
-        Decision("training.learning_rate", ("0.1", "0.03", "0.01", "0.003")),
-        Decision("training.epsilon", ("1e-2", "1e-3", "1e-4")),
-        Decision("training.weight_decay", ("0.0", "1e-3", "1e-2")),
-    )
+    optimizer: Optimizer = "adagrad"
+    schedule: Schedule = "cosine"
 
     def __post_init__(self) -> None:
         bounded(self, batch=1, epochs=1, patience=0)
         self.alone()
+
+    @property
+    def tunables(self) -> tuple[Decision, ...]:
+        """Settings that are worth tuning, those of the optimiser that is used."""
+        if self.optimizer == "adam":
+            return (
+                Decision("training.learning_rate", ("0.0003", "0.001", "0.003")),
+                Decision("training.weight_decay", ("1e-6", "1e-5", "1e-4")),
+            )
+        return (
+            Decision("training.learning_rate", ("0.1", "0.03", "0.01", "0.003")),
+            Decision("training.epsilon", ("1e-2", "1e-3", "1e-4")),
+            Decision("training.weight_decay", ("0.0", "1e-3", "1e-2")),
+        )
 
     def task(self) -> Click:
         return Click()
 
     def alone(self) -> Plan:
         """The plan of one model's own training."""
-        known = (self.batch, 0, self.epochs, self.patience, self.learning_rate, self.weight_decay, self.clip)
-        return Plan(*known, "cosine", "adagrad", self.warmup, self.epsilon)
+        return self._plan(0, self.epochs, self.patience)
+
+    def supernet(self, batch: int, steps: int, learning_rate: float, weight_decay: float = 0.0) -> Plan:
+        """The plan of a supernet; the rest is that of a model's own training."""
+        return replace(self._plan(steps, 0, 0), batch=batch, learning_rate=learning_rate, weight_decay=weight_decay)
+
+    def _plan(self, steps: int, epochs: int, patience: int) -> Plan:
+        return Plan(
+            batch=self.batch,
+            steps=steps,
+            epochs=epochs,
+            patience=patience,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            schedule=self.schedule,
+            optimizer=self.optimizer,
+            warmup=self.warmup,
+            epsilon=self.epsilon,
+        )

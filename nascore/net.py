@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.ops import Elastic, Live, Op
+from nascore.ops import Live, Op
 from nascore.rows import Data
 from nascore.samplers import Sampler
 from nascore.schema import Batch, Schema
@@ -127,20 +127,25 @@ class Net(nn.Module, ABC):
 
     def only(self) -> Model:
         """The model of a net whose space has one member."""
+        return self.under(self.only_mix())
+
+    def only_mix(self) -> Mix:
+        """The mix of the only member of its space."""
         (member,) = self.space.members()
-        return self.under(self.space.mix(member))
+        return self.space.mix(member)
 
     def live(self) -> Mapping[str, Live]:
-        """For each elastic module by name, the positions of the wider net that this narrower one keeps."""
+        """For each module by name that is a slice of the wider net's, the positions that this narrower one keeps.
+
+        Such a module names its `sliced` weights and takes them by `inherit`, as `Elastic` does.
+        """
         return {}
 
     def inherit(self, source: "Net") -> "Net":
         """Take every weight and buffer from a net over a wider space, by name; raises if one has no source."""
         known, live = source.state_dict(), self.live()
-        elastic = {
-            name: module for name, module in self.named_modules() if isinstance(module, Elastic) and name in live
-        }
-        sliced = {f"{name}.{axis}" for name, module in elastic.items() for axis in module.axes}
+        narrow = {name: module for name, module in self.named_modules() if name in live}
+        sliced = {f"{name}.{own}" for name, module in narrow.items() for own in module.sliced}
         wanted = self.state_dict()
         missing = [
             name
@@ -153,11 +158,13 @@ class Net(nn.Module, ABC):
             for name, value in wanted.items():
                 if name not in sliced:
                     value.copy_(known[name])
-        for name, module in elastic.items():
+        for name, module in narrow.items():
             wider = source.get_submodule(name)
-            if not isinstance(wider, Elastic):
-                raise ValueError(f"{name} is elastic here and not in the wider net")
-            module.inherit(wider, live[name])
+            if type(wider) is not type(module):
+                raise ValueError(
+                    f"{name} is a {type(module).__name__} here and a {type(wider).__name__} in the wider net"
+                )
+            module.inherit(wider, live[name])  # type: ignore[operator]
         return self
 
     def solve(self, data: Data) -> None:
@@ -182,6 +189,17 @@ class Supernet(nn.Module):
         mixes = [self.sampler(x, step * self.paths + place) for place in range(self.paths)]
         outputs = [self.net(x, mix) for mix in mixes]
         return outputs[0] if self.paths == 1 else outputs, mixes
+
+    def cost(self) -> Cost:
+        """The cost of the model that `steadily` is, which has all options of every decision, and keeps its sampler."""
+        options = {name: len(decision.options) for name, decision in self.net.space.decisions.items()}
+        return self.net.cost({name: (1.0,) * count for name, count in options.items()}) + self.sampler.cost()
+
+    def steadily(self, batch: Batch) -> Any:
+        """The output under what its sampler says once and for all; without such a one, that of the one member."""
+        x = self.net.embed(batch)
+        mix = self.sampler.steady(x)
+        return self.net(x, self.net.only_mix() if mix is None else mix)
 
 
 def embedding(columns: Sequence[Any], width: int) -> nn.ModuleDict:

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nascore.ragged import Ragged
 from nascore.schema import Batch, Schema
 
 KEYS = ("user", "item", "before")
@@ -56,32 +57,13 @@ class Shown:
     ends: bool = False
 
 
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of items one after the other: those of key k are `item[at[k]:at[k + 1]]`."""
-
-    at: Tensor
-    item: Tensor
-
-    def counts(self, key_B: Tensor) -> Tensor:
-        """How many items each key has. Shape (B,)."""
-        return self.at[key_B.long() + 1] - self.at[key_B.long()]
-
-    def gather(self, key_B: Tensor) -> tuple[Tensor, Tensor]:
-        """All items of the keys: (position in `key_B`, item), each as long as the lists together."""
-        count_B = self.counts(key_B)
-        position = torch.repeat_interleave(count_B)
-        skipped_B = self.at[key_B.long()] - (count_B.cumsum(0) - count_B)
-        return position, self.item[torch.arange(len(position), device=position.device) + skipped_B[position]].long()
-
-
 class Data:
     """One split of the prepared data under an fsspec URL, or several as "train+valid", as one rank of `world` sees it.
 
     A training batch is shared equally by the ranks: in resident mode each takes its slice of the joined batch, in
     streaming mode each reads row groups of its own. `window` bounds the rows held in streaming mode: two windows and a
-    batch. `first`, unless 0, bounds the rows to about so many, the first; rows lie in random order. Nothing is opened
-    but the named splits and the splits that their histories and seen items come from.
+    batch. `first`, unless 0, bounds the rows to about so many, the first; rows lie in random order. `only` (rows,) says
+    which there are at all. Nothing is opened but these splits and those that histories and seen items come from.
     """
 
     def __init__(
@@ -96,6 +78,7 @@ class Data:
         window: int = 1 << 19,
         first: int = 0,
         shown: Shown = Shown(),  # noqa: B008
+        only: NDArray[np.bool_] | None = None,
     ) -> None:
         self.fs, self.folder = fsspec.core.url_to_fs(url)
         self.schema = Schema.from_json(self.fs.cat_file(f"{self.folder}/schema.json").decode())
@@ -108,6 +91,9 @@ class Data:
         for file in (file for name in self.splits for file in self._parts(f"split={name}")):
             footer = pq.read_metadata(file, filesystem=self.fs)
             self.groups += [(file, group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
+        self.only: dict[tuple[str, int], NDArray[np.bool_]] | None = None
+        if only is not None:
+            self._select(only)
         ends = list(accumulate(rows for _, _, rows in self.groups))
         if first:
             self.groups = self.groups[: sum(end < first for end in ends) + 1]
@@ -117,6 +103,15 @@ class Data:
         self.rows = sum(rows for _, _, rows in self.groups)
         if not self.rows:
             raise ValueError(f"{url}: the {split} split is empty; another protocol or more data may fill it")
+
+    def _select(self, only: NDArray[np.bool_]) -> None:
+        """Leave only some rows of the splits, told for all of them."""
+        counts = [rows for _, _, rows in self.groups]
+        if len(only) != sum(counts):
+            raise ValueError(f"{len(only)} rows are told of, but the {self.split} split holds {sum(counts)}")
+        apart = np.split(only, np.cumsum(counts)[:-1])
+        self.only = {(file, group): own for (file, group, _), own in zip(self.groups, apart, strict=True)}
+        self.groups = [(*key, int(own.sum())) for key, own in self.only.items() if own.any()]
 
     def showing(self, shown: Shown) -> "Data":
         """The same rows as another model sees them; what is in memory is shared."""
@@ -155,6 +150,16 @@ class Data:
             walk = self._resident if self.mode == "resident" else self._streamed
             yield from walk(share, steps, done, seed, epoch)
             start += steps - done
+
+    def sweep(self, size: int) -> Iterator[Batch]:
+        """All rows in their order, at most `size` at a time; no more than a row group is held."""
+        start = 0
+        for index in range(len(self.groups)):
+            packed = self._read([index])
+            for first in range(0, len(packed), size):
+                part = packed[first : first + size].to(self.home)
+                yield self._unpacked(part, torch.arange(start + first, start + first + len(part), device=self.home))
+            start += len(packed)
 
     def _own_rows(self) -> int:
         if self.mode == "resident":
@@ -223,6 +228,8 @@ class Data:
                 table = readers[file].read_row_group(group, columns=list(self.names))
                 if self.last is not None:
                     table = table.filter(pa.array(self._ends(table)))
+                if self.only is not None:
+                    table = table.filter(pa.array(self.only[file, group]))
                 for place, name in enumerate(self.names):
                     column = table[name].to_numpy()
                     packed[filled : filled + rows, place] = (

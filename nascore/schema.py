@@ -105,6 +105,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def take(self, place_R: Tensor) -> "Batch":
+        """The rows at some places."""
+        columns = {name: column[place_R] for name, column in self.columns.items()}
+        keys = {name: column[place_R] for name, column in self.keys.items()}
+        return Batch(columns, keys, self.rows[place_R], None if self.label is None else self.label[place_R])
+
     def to(self, device: str) -> "Batch":
         """The same batch on another device."""
         columns = {name: column.to(device, non_blocking=True) for name, column in self.columns.items()}

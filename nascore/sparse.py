@@ -1,16 +1,20 @@
 """Embedding tables of which a training step touches only the rows of its batch: no gradient as large as a table.
 
 Adagrad over the touched rows equals Adagrad over whole tables: an entry without gradient does not move (Duchi et al.,
-2011; NASRec's public code takes the dense way).
+2011; NASRec's public code takes the dense way). Adam's moments of untouched rows stand still here, where the dense one
+lets them fade and goes on moving rows by them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nascore import group
+from nascore.cost import Cost
 
 
 class Tables(nn.Module):
@@ -49,6 +53,10 @@ class Tables(nn.Module):
         self.kept.append((place_BN, x_BND))
         return x_BND
 
+    def cost(self) -> Cost:
+        """The weights of all tables."""
+        return Cost(table_params=self.weight.numel())
+
     def gradient(self) -> tuple[Tensor, Tensor] | None:
         """The touched rows and their gradients, summed over ranks: (R,), (R, width); None if nothing was looked up."""
         reached = [(place, x.grad) for place, x in self.kept if x.grad is not None]
@@ -61,15 +69,22 @@ class Tables(nn.Module):
         return place_R, grad_MD.new_zeros(len(place_R), grad_MD.shape[1]).index_add_(0, at_M, grad_MD)
 
 
-class RowAdagrad:
-    """Adagrad on the touched rows of some tables.
+class RowOptimizer(ABC):
+    """Trains the touched rows of some tables.
 
-    decay: L2 penalty on the touched rows, as weight decay of a step.
+    decay: L2 penalty on the touched rows, as weight decay of a step. moments: what it keeps of each row, by name and
+    table; all 0 at first.
     """
+
+    kinds: ClassVar[tuple[str, ...]]
 
     def __init__(self, tables: Mapping[str, Tables], epsilon: float, decay: float) -> None:
         self.tables, self.epsilon, self.decay = tables, epsilon, decay
-        self.sums = {name: torch.zeros_like(table.weight, requires_grad=False) for name, table in tables.items()}
+        self.moments = {
+            (kind, name): torch.zeros_like(table.weight, requires_grad=False)
+            for kind in self.kinds
+            for name, table in tables.items()
+        }
 
     def gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
         """What a backward pass brought to each table."""
@@ -77,11 +92,42 @@ class RowAdagrad:
         return {name: reached for name, reached in found.items() if reached is not None}
 
     @torch.no_grad()
-    def step(self, gradients: Mapping[str, tuple[Tensor, Tensor]], rate: float) -> None:
+    def step(self, gradients: Mapping[str, tuple[Tensor, Tensor]], rate: float, step: int) -> None:
+        """Move the touched rows at a learning rate; `step` counts from 1."""
         for name, (place_R, grad_RD) in gradients.items():
-            weight, total = self.tables[name].weight, self.sums[name]
+            weight = self.tables[name].weight
             if self.decay:
                 grad_RD = grad_RD + self.decay * weight[place_R]
-            sum_RD = total[place_R] + grad_RD.square()
-            total[place_R] = sum_RD
-            weight[place_R] -= rate * grad_RD / (sum_RD.sqrt() + self.epsilon)
+            weight[place_R] -= rate * self.move(name, place_R, grad_RD, step)
+
+    @abstractmethod
+    def move(self, name: str, place_R: Tensor, grad_RD: Tensor, step: int) -> Tensor:
+        """By how much rows of a table fall at a learning rate of 1; the moments take note. Shape (R, width)."""
+
+
+class RowAdagrad(RowOptimizer):
+    """Adagrad (Duchi et al., 2011)."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("sum",)
+
+    def move(self, name: str, place_R: Tensor, grad_RD: Tensor, step: int) -> Tensor:
+        total = self.moments["sum", name]
+        sum_RD = total[place_R] + grad_RD.square()
+        total[place_R] = sum_RD
+        return grad_RD / (sum_RD.sqrt() + self.epsilon)
+
+
+class RowAdam(RowOptimizer):
+    """Adam (Kingma & Ba, 2015) on the touched rows alone; its corrections count the steps of the whole training."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("mean", "square")
+    fading: ClassVar[tuple[float, float]] = (0.9, 0.999)
+
+    def move(self, name: str, place_R: Tensor, grad_RD: Tensor, step: int) -> Tensor:
+        mean, square = self.moments["mean", name], self.moments["square", name]
+        first, second = self.fading
+        mean_RD = mean[place_R].lerp_(grad_RD, 1 - first)
+        square_RD = square[place_R].mul_(second).addcmul_(grad_RD, grad_RD, value=1 - second)
+        mean[place_R], square[place_R] = mean_RD, square_RD
+        bounded_RD = (square_RD / (1 - second**step)).sqrt_().add_(self.epsilon)
+        return mean_RD / (1 - first**step) / bounded_RD

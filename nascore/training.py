@@ -18,13 +18,14 @@ from nascore.rows import Data, seed_of
 from nascore.samplers import Sampler
 from nascore.schema import Batch
 from nascore.space import Mix
-from nascore.sparse import RowAdagrad, Tables
+from nascore.sparse import RowAdagrad, RowAdam, RowOptimizer, Tables
 from nascore.tasks import Model, Task
 
 State = dict[str, Tensor]
 Penalty = Callable[[Mix, Sampler], Tensor]
 Schedule = Literal["constant", "linear", "cosine"]
 Optimizer = Literal["adam", "adagrad"]
+ADAM_EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Plan:
         weight_decay: Acts on weights of two or more dimensions, norms and biases apart.
         clip: Largest norm of the joined gradient; 0 for none.
         schedule: Of the learning rate over all steps: constant, or falling to 0 on a line or half a cosine.
-        optimizer: adam, or adagrad; nets with row-wise tables take adagrad only.
+        optimizer: adam, or adagrad.
         warmup: Share of the steps over which the learning rate rises on a line, before its schedule begins.
         epsilon: Adagrad's.
     """
@@ -82,15 +83,21 @@ class Learning:
         learning_rate: Adam's.
         weight_decay: Adam's.
         batch: Rows of a validation batch of all workers together; 0 for as many as a step of the weights takes.
+        after: Steps of the weights before the first of the sampler is due.
     """
 
     every: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 1e-6
     batch: int = 0
+    after: int = 0
 
     def __post_init__(self) -> None:
-        bounded(self, every=1, learning_rate=0, weight_decay=0, batch=0)
+        bounded(self, every=1, learning_rate=0, weight_decay=0, batch=0, after=0)
+
+    def lessons(self, steps: int) -> int:
+        """How many steps of the sampler so many steps of the weights bring."""
+        return max(0, steps - self.after) // self.every
 
 
 class Fit:
@@ -115,9 +122,11 @@ class Fit:
         self.batches: Iterator[Batch] | None = None
         self.lessons: Iterator[Batch] | None = None
         tables = {name: module for name, module in supernet.net.named_modules() if isinstance(module, Tables)}
-        if tables and plan.optimizer != "adagrad":
-            raise ValueError(f"{type(supernet.net).__name__} has row-wise tables, which {plan.optimizer} cannot train")
-        self.rows = RowAdagrad(tables, plan.epsilon, plan.weight_decay)
+        self.rows: RowOptimizer
+        if plan.optimizer == "adam":
+            self.rows = RowAdam(tables, ADAM_EPSILON, plan.weight_decay)
+        else:
+            self.rows = RowAdagrad(tables, plan.epsilon, plan.weight_decay)
         own = {f"{name}.weight" for name in tables}
         named = {name: value for name, value in supernet.net.named_parameters() if name not in own}
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
@@ -180,7 +189,7 @@ class Fit:
             norm = torch.nn.utils.get_total_norm(gradients)
             torch._foreach_mul_(gradients, (self.plan.clip / (norm + 1e-6)).clamp(max=1.0))
         self.optimizer.step()
-        self.rows.step(rows, rate)
+        self.rows.step(rows, rate, self.step + 1)
         return loss.detach()
 
     @cached_property
@@ -191,8 +200,8 @@ class Fit:
     def _learn(self) -> None:
         """A step of the sampler, where one is due."""
         assert self.learning is not None and self.held is not None
-        taken, due = divmod(self.step, self.learning.every)
-        if due:
+        taken = self.learning.lessons(self.step)
+        if taken == self.learning.lessons(self.step - 1):
             return
         if self.lessons is None:
             size = self.learning.batch or self.plan.batch
@@ -229,15 +238,15 @@ class Fit:
             for parameter, kinds in adam.state.items()
             for kind, value in kinds.items()
         }
-        sums = {f"rows.sum.{name}": value for name, value in self.rows.sums.items()}
-        return {**self.weights(), **moments, **sums, "step": torch.tensor(self.step)}
+        rows = {f"rows.{kind}.{name}": value for (kind, name), value in self.rows.moments.items()}
+        return {**self.weights(), **moments, **rows, "step": torch.tensor(self.step)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue where `state` was taken."""
         load(self.supernet, self.task, state)
         self.step, self.batches, self.lessons = int(state["step"]), None, None
-        for name, total in self.rows.sums.items():
-            total.copy_(state[f"rows.sum.{name}"])
+        for (kind, name), moment in self.rows.moments.items():
+            moment.copy_(state[f"rows.{kind}.{name}"])
         for optimizer, (adam, names) in self.optimizers.items():
             by_name = {name: parameter for parameter, name in names.items()}
             adam.state.clear()
@@ -322,7 +331,7 @@ def train(
     if not plan.epochs:
         net.solve(fit.data)
         net.eval()
-        return Outcome(fit.weights(), judge(net.only()), 0, 0, ())
+        return Outcome(fit.weights(), judge(fit.supernet.steadily), 0, 0, ())
     stopping, best, curve = Stopping(plan.patience), dict[str, Tensor](), list[tuple[float, float]]()
     if saved is not None:
         fit.restore({name: value for name, value in saved.items() if not name.startswith(("best.", "curve"))})
@@ -334,7 +343,7 @@ def train(
     while stopping.epochs < plan.epochs and not stopping.over:
         loss = fit.advance(steps)
         net.eval()
-        curve.append((loss, judge(net.only())))
+        curve.append((loss, judge(fit.supernet.steadily)))
         if stopping.better(curve[-1][1]):
             best = {name: value.clone() for name, value in fit.weights().items()}
         report(stopping.epochs, stopping.best)

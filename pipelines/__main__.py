@@ -118,7 +118,7 @@ def execute(run: "Run") -> int:
     try:
         run.check()
         run.save()
-        for stage in run.stages:
+        for stage in run.planned:
             if (run.folder / stage).done:
                 print(f"{stage}: done before", flush=True)
                 continue

@@ -167,7 +167,7 @@ def test_the_influence_on_auc_equals_a_loop() -> None:
 
 
 def finalist(label: str, role: str) -> Finalist:
-    return Finalist(label, role, Dnn(width=8, depth=1), {}, label)
+    return Finalist(label, role, Dnn(width=8, depth=1), ({},), label)
 
 
 def report_of(run: Run, ours: float, theirs: float) -> dict[str, Any]:
@@ -179,7 +179,8 @@ def report_of(run: Run, ours: float, theirs: float) -> dict[str, Any]:
     for (name, own), more in zip(spread.items(), noise, strict=True):
         scores[name] = [Click().judged(logit + own * more, label, "") for _ in run.seeds]
     those = [finalist("Ours", "found"), finalist("Weak", "baseline"), finalist("Strong", "baseline")]
-    return compare(run, those, scores)
+    costs = {one.model_id: one.method.price(run.schema)(one.genotype, "") for one in those}
+    return compare(run, those, scores, costs)
 
 
 @pytest.mark.parametrize(

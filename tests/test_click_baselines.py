@@ -295,7 +295,7 @@ def test_a_step_reaches_every_weight_and_every_touched_row(model: str, numbers: 
     touched = torch.zeros(len(net.tables.weight), dtype=torch.bool)
     touched[(net.ids(batch) + net.tables.first).flatten()] = True
     assert 0 < touched.sum() < len(touched)
-    found = {f"{name}.weight": total for name, total in fit.rows.sums.items()}
+    found = {f"{name}.weight": total for (_, name), total in fit.rows.moments.items()}
     assert len(found) == 1 + (model in ("fm", "wide_deep", "deepfm", "xdeepfm", "xdeepfm-whole"))
     for name, value in net.named_parameters():
         if name in found:
@@ -377,6 +377,8 @@ def test_what_is_tuned_is_a_setting(name: str) -> None:
         told = [method.tuned({setting: option}) for option in decision.options]
         assert len(set(map(repr, told))) == len(told)
     assert method.tuned({"training.learning_rate": "0.03"}).retrain.learning_rate == 0.03
+    by_adam = replace(method, training=ClickTraining(optimizer="adam", learning_rate=1e-3, weight_decay=1e-6))
+    assert set(by_adam.tunables().decisions) == set(decisions) - {"training.epsilon"}
 
 
 def test_what_cannot_be_is_refused() -> None:

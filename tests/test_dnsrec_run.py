@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from components import supernet, workers
+from components import trainings, workers
 from components.run import Folder, Run, Workers
 from components.search import GIVEN, Search, continue_search, unsearched, write_results
-from components.supernet import continue_training
-from components.workers import Job, News, open_scorer, searched, train_alone
+from components.trainings import Job, continue_training, searched, train_alone
+from components.workers import News, open_scorer
 from nascore.dnsrec_net import DEPTH, WIDTH, DNSRecNet
 from nascore.methods.dnsrec import DNSRec
 from nascore.space import Genotype, key, parse
@@ -43,9 +43,9 @@ TIMES = {"12x8": 4e-6, "6x4": 1e-6, "8x5": 2e-6}
 @pytest.fixture(autouse=True)
 def as_in_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker sets its process's threads and denormals; the tests' process keeps its own."""
-    for module in (supernet, workers):
+    for module in (trainings, workers):
         monkeypatch.setattr(module, "settle", lambda run: "cpu")
-    monkeypatch.setattr(supernet, "TOLD_EVERY", 2)
+    monkeypatch.setattr(trainings, "TOLD_EVERY", 2)
 
 
 @pytest.fixture
@@ -193,12 +193,14 @@ def test_what_is_cut_out_begins_with_the_supernets_weights(run_of: RunWith) -> N
     continue_training(run)
     still = replace(METHOD, training=replace(METHOD.training, learning_rate=0.0))
     for number, genotype in enumerate(({WIDTH: ("12x8",), DEPTH: ("4",)}, {WIDTH: ("6x4",), DEPTH: ("1",)})):
-        result = train_alone(run, Job.of(f"retrain/{number}", still, genotype, 0))
+        result = train_alone(run, Job.make(f"retrain/{number}", still, genotype, 0))
         assert [result["value"]] == pytest.approx(open_scorer(run, 1 << 20)([genotype]))
         weights = (run.folder / f"retrain/{number}").read_tensors("weights.safetensors")
-        net = METHOD.net(run.schema, METHOD.space(run.schema).narrow(genotype)).inherit(searched(run))
+        net = METHOD.net(run.schema, METHOD.space(run.schema).narrow(genotype)).inherit(
+            searched(run, METHOD, "supernet").net
+        )
         assert all(torch.equal(value, weights[f"supernet.net.{name}"]) for name, value in net.state_dict().items())
-    fresh = train_alone(run, Job.of("retrain/fresh", replace(still, inherit=False), genotype, 0))
+    fresh = train_alone(run, Job.make("retrain/fresh", replace(still, inherit=False), genotype, 0))
     assert fresh["value"] != result["value"] and fresh["model_id"] != result["model_id"]
 
 

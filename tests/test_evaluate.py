@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from components import diagnose, evaluate, workers
+from components import diagnose, evaluate, trainings
 from components.evaluate import against, compare, contenders, interval, units, verdict
 from components.finalists import Finalist, finalists, trained
+from components.job import Job
+from components.models import opened
 from components.run import Diagnosis, Run
-from components.workers import Job, train_alone
-from nascore.cost import UNITS
+from components.trainings import train_alone
+from nascore.cost import UNITS, Cost
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
@@ -160,8 +162,12 @@ def scores_of(values: Any, cold: Any = None) -> Scores:
     return Scores("user_temporal/full-ranking", np.arange(len(values)) + 10, {"recall@50": values}, none)
 
 
+def costs(run: Run, those: list[Finalist]) -> dict[str, Cost]:
+    return {one.model_id: one.method.price(run.schema)(one.genotype, "") for one in those}
+
+
 def contender(label: str, role: str) -> Finalist:
-    return Finalist(label, role, Popularity(), {}, label)
+    return Finalist(label, role, Popularity(), ({},), label)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +188,13 @@ def test_the_verdict_on_the_found_model(run_with: RunWith, ours: float, theirs: 
         for name, mean in means.items()
     }
     those = [contender("Ours", "found"), contender("Weak", "baseline"), contender("Strong", "baseline")]
-    report = compare(run, those, scores)
+    report = compare(run, those, scores, costs(run, those))
     pair = report["paired"][1]
     assert report["verdict"].startswith(told)
     assert (pair["a"], pair["b"]) == ("Ours", "Strong")
     assert f"of Strong, difference {pair['delta']:+.4f} [{pair['low']:+.4f}, " in report["verdict"]
     assert report["verdict"].endswith(f"p = {pair['p']:.2g}.")
-    lonely = compare(run, those[:1], {"Ours": scores["Ours"]})["verdict"]
+    lonely = compare(run, those[:1], {"Ours": scores["Ours"]}, costs(run, those))["verdict"]
     assert "there was no rival to compare it with" in lonely and lonely.startswith("Ours reaches recall@50 0.")
     assert verdict(those, report["rows"], report["paired"], "recall@50") == report["verdict"]
 
@@ -200,7 +206,8 @@ def test_rows_are_means_over_seeds_and_users_and_the_cold_stand_apart(run_with: 
         "A": [scores_of([0.0, 1.0, 0.5, 1.0], cold), scores_of([0.5, 0.0, 0.5, 0.5], cold)],
         "B": [scores_of([0.0, 0.0, 0.0, 0.5], cold), scores_of([0.5, 1.0, 0.0, 0.0], cold)],
     }
-    report = compare(run, [contender("A", "found"), contender("B", "baseline")], scores)
+    those = [contender("A", "found"), contender("B", "baseline")]
+    report = compare(run, those, scores, costs(run, those))
     values = {(row["model"], row["metric"]): row["value"] for row in report["rows"]}
     assert values == {
         ("A", "recall@50"): 0.5,
@@ -259,10 +266,11 @@ def test_what_was_given_is_compared_with_the_rivals_only(run_with: RunWith) -> N
     run = run_with(METHOD, Popularity(), seeds=(0, 1), strategies=("evolution", "random"))
     member = next(iter(METHOD.space(run.schema).members()))
     names = ("evolution", "random", "given 1", "given 2")
-    found = [Finalist(name, "found", METHOD, member, name, "M", name) for name in names]
-    rival = Finalist("Popularity", "baseline", Popularity(), {}, "rival")
+    found = [Finalist(name, "found", METHOD, (member,), name, "M", name) for name in names]
+    rival = Finalist("Popularity", "baseline", Popularity(), ({},), "rival")
     some = Scores("p", np.arange(4), {"recall@50": np.arange(4) / 4}, np.zeros(4, bool))
-    report = compare(run, [*found, rival], {one.model_id: [some, some] for one in (*found, rival)})
+    those = [*found, rival]
+    report = compare(run, those, {one.model_id: [some, some] for one in those}, costs(run, those))
     assert [(one["a"], one["b"]) for one in report["paired"]] == [
         ("evolution", "random"),
         ("evolution", "Popularity"),
@@ -274,7 +282,7 @@ def test_what_was_given_is_compared_with_the_rivals_only(run_with: RunWith) -> N
 
 
 def test_a_run_is_evaluated_from_its_files(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "settle", lambda run: "cpu")
+    monkeypatch.setattr(trainings, "settle", lambda run: "cpu")
     monkeypatch.setattr(evaluate, "RESAMPLES", 100)
     run = run_with(METHOD, Popularity(), seeds=(0, 1), budgets=("",))
     ours = next(iter(METHOD.space(run.schema).members()))
@@ -282,7 +290,7 @@ def test_a_run_is_evaluated_from_its_files(run_with: RunWith, monkeypatch: pytes
     for method, genotype in ((METHOD, ours), (Popularity(), {})):
         model_id = method.model_id(genotype, run.schema.split_digest)
         for seed in run.seeds:
-            jobs[model_id] = Job.of(f"retrain/{model_id}/part=0/seed={seed}", method, genotype, seed)
+            jobs[model_id] = Job.make(f"retrain/{model_id}/part=0/seed={seed}", method, genotype, seed)
             train_alone(run, jobs[model_id])
     first, second = jobs
     listed = {"model_id": first, "budget": "", "strategy": "evolution", "as": "evolution", "genotype": ours, "score": 0}
@@ -291,7 +299,7 @@ def test_a_run_is_evaluated_from_its_files(run_with: RunWith, monkeypatch: pytes
     folder = run.folder / "evaluate"
     report, table = folder.read_json("report.json"), folder.read_table("units.parquet").to_pydict()
     assert folder.done and set(report["models"]) == {first, second}
-    assert report["models"][first]["label"] == "AutoTower , evolution" and parse(report["models"][first]["genotype"])
+    assert report["models"][first]["label"] == "AutoTower , evolution" and parse(report["models"][first]["parts"][0])
     for row in report["rows"]:
         metric, _, cold = row["metric"].partition("/")
         values = [
@@ -324,9 +332,10 @@ def test_each_model_is_shown_the_past_that_it_was_trained_on(run_with: RunWith) 
         method = SASRec(
             hidden=8, inner=8, heads=2, layers=1, training=SequenceTraining(length=length, targets="all", epochs=1)
         )
-        one = Finalist("SASRec", "baseline", method, {}, method.model_id({}, run.schema.split_digest))
-        train_alone(run, Job.of(trained(one, 0), method, {}, 0))
-        found = evaluate.measure(run, one, 0, test)
-        own = evaluate.measure(run, one, 0, run.rows("test", shown=method.shown))
+        one = Finalist("SASRec", "baseline", method, ({},), method.model_id({}, run.schema.split_digest))
+        train_alone(run, Job.make(trained(one, 0), method, {}, 0))
+        known = opened(run, one, 0)
+        found = evaluate.measure(known, one, test)
+        own = evaluate.measure(known, one, run.rows("test", shown=method.shown))
         assert found.means() == own.means() and "ndcg@10" in found.means()
     assert test.length == 6, "the split itself is left as it was"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from components import supernet, workers
+from components import trainings, workers
 from components.evaluate import contenders
 from components.finalists import finalists, genotypes
 from components.run import Run
 from components.search import GIVEN, Search, continue_search, front, unsearched, write_results
-from components.supernet import continue_training
+from components.trainings import continue_training
 from components.tune import ours
 from nascore.methods.autotower import AutoTower
 from nascore.rows import seed_of
@@ -32,7 +32,7 @@ SEARCH = Search("random:batch=7", "macs=30000", 0)
 
 @pytest.fixture(autouse=True)
 def as_in_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (supernet, workers):
+    for module in (trainings, workers):
         monkeypatch.setattr(module, "settle", lambda run: "cpu")
 
 
@@ -72,7 +72,9 @@ def test_given_genotypes_are_scored_apart_and_compared_each_by_itself(run_with: 
         SEARCH.strategy,
         *(f"given {n}" for n in (1, 2, 3)),
     ]
-    assert [one.genotype for one in ours(run, 9)] == [parse(candidates[0]["genotype"])], "the best that was searched"
+    assert [one.model.genotype for one in ours(run, 9)] == [parse(candidates[0]["genotype"])], (
+        "the best that was searched"
+    )
 
 
 def test_given_genotypes_need_no_search_and_may_fail(run_with: RunWith, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,11 +110,11 @@ def test_what_no_budget_allows_is_refused(run_with: RunWith) -> None:
 def test_models_of_another_run_are_named_by_its_folder(run_with: RunWith) -> None:
     run, some = run_with(METHOD), drawn(run_with(METHOD), 2)
     listed = [{name: list(chosen) for name, chosen in one.items()} for one in some]
-    models = {str(n): {"genotype": one, "candidate": "abc"} for n, one in enumerate(listed)}
+    models = {str(n): {"parts": [one], "candidate": "abc"} for n, one in enumerate(listed)}
     folder = run.folder / "evaluate"
     with pytest.raises(ValueError, match="is neither a genotype as JSON nor the folder of a run that was evaluated"):
         genotypes(run.root)
-    folder.write_json("report.json", {"models": {**models, "rival": {"genotype": {}, "candidate": ""}}})
+    folder.write_json("report.json", {"models": {**models, "rival": {"parts": [{}], "candidate": ""}}})
     folder.write_json("done.json", {})
     assert genotypes(run.root) == some
     assert genotypes(json.dumps(listed[0])) == some[:1]

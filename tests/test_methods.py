@@ -55,6 +55,13 @@ TINY: Mapping[str, Mapping[str, Any]] = {
         "fm": True,
         "cap": 5,
     },
+    "ihas": {
+        "embedding": 3,
+        "behind": "deepfm:width=6,depth=1",
+        "pretrained": 5,
+        "learner": {"every": 2},
+        "training": {"batch": 64, "optimizer": "adagrad"},
+    },
     "sasrec": {"hidden": 12, "inner": 7, "heads": 3, "layers": 3, "training": {"length": 5, "targets": "all"}},
     "sasrecf": {"hidden": 8, "inner": 5, "heads": 2, "layers": 1, "attention": "linear", "training": {"length": 6}},
     "fdsa": {
@@ -252,7 +259,7 @@ def test_a_training_step_changes_exactly_the_active_weights(case: Case) -> None:
         assert not any(parameter.requires_grad for parameter in case.wide().parameters()), "solved, not trained"
         return
     supernet = method.supernet(case.schema, case.space, seed=0)
-    fit = Fit(supernet, method.task(case.schema), data, plan, seed=0)
+    fit = Fit(supernet, method.task(case.schema), data, plan, 0, method.learning, method.learning and data)
     for step in range(4):
         before = {name: value.clone() for name, value in supernet.net.named_parameters()}
         active = set[str]()

@@ -15,7 +15,8 @@ from torch.nn import functional
 from components.run import Run
 from nascore import group, metrics, negatives
 from nascore.methods import from_json
-from nascore.rows import Ragged, Shown
+from nascore.ragged import Ragged
+from nascore.rows import Shown
 from nascore.schema import Batch, Schema
 from nascore.tasks import next_item
 from nascore.tasks.next_item import NextItem, Ranking, aligned, shifted
@@ -395,6 +396,5 @@ def test_pasts_are_moved_to_the_left() -> None:
     right = torch.tensor([one + [0] * (4 - len(one)) for one in pasts])
     event, last = aligned(left)
     assert torch.equal(event, right) and last.tolist() == [0, 0, 1, 2, 3], "an empty past ends at 0"
-    found = shifted(torch.stack([left * 10, left * 10 + 1], 2), (left != 0).sum(1))
-    assert torch.equal(found[:, :, 0], right * 10)
-    assert torch.equal(found[:, :, 1], torch.where(right != 0, right * 10 + 1, 0)), "nothing stands behind a past"
+    tens, more = shifted(torch.stack([left * 10, left * 10 + 1], 2), (left != 0).sum(1)).unbind(2)
+    assert torch.equal(tens, right * 10) and torch.equal(more, torch.where(right != 0, right * 10 + 1, 0))

@@ -15,7 +15,7 @@ import torch
 
 from components import diagnose, evaluate, retrain, search, supernet
 from components.run import Diagnosis, Run, Workers
-from components.supernet import continue_training
+from components.trainings import continue_training
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN

@@ -14,7 +14,7 @@ import torch
 
 from components import retrain, search, supernet
 from components.run import Run, Workers
-from components.supernet import continue_training
+from components.trainings import continue_training
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.two_tower import Training

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from components.run import Run
 from nascore import plugins
-from nascore.rows import Data, Ragged, permutation, seed_of
+from nascore.ragged import Ragged
+from nascore.rows import Data, permutation, seed_of
 from nascore.schema import SPLITS, Batch
 
 PROTOCOLS = [name for name in plugins.names("protocols") if not plugins.load("protocols", name).apart]

@@ -16,6 +16,7 @@ SPACE = Space(
     [Decision("a", ("x", "y", "z")), Decision("b", ("p", "q", "r"), least=0, most=2), Decision("c", ("only",))]
 )
 PICKED = Space([SPACE.decisions["a"], SPACE.decisions["c"]])
+FREE = Space([Decision(name, one.options, 0, len(one.options)) for name, one in SPACE.decisions.items()])
 NAMES = plugins.names("samplers")
 ALIKE = ("darts", "recnas")  # these draw nothing, so seeds make no difference
 
@@ -35,7 +36,7 @@ class Within:
 
 def sampler(name: str, seed: int = 0) -> Sampler:
     room = plugins.load("samplers", name)
-    made: Sampler = room(PICKED if room.picks_one else SPACE, seed)
+    made: Sampler = room(PICKED if room.picks_one else FREE if room.picks_any else SPACE, seed)
     return made
 
 
@@ -93,6 +94,12 @@ def test_what_learns_is_saved_and_gets_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if plugins.load("samplers", name).picks_one])
 def test_who_picks_one_takes_no_other_decisions(name: str) -> None:
     with pytest.raises(ValueError, match=r"picks one option of a decision, no more or less as \['b'\] may"):
+        plugins.load("samplers", name)(SPACE, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if plugins.load("samplers", name).picks_any])
+def test_who_opens_any_number_takes_no_other_decisions(name: str) -> None:
+    with pytest.raises(ValueError, match=r"opens any number of options, not as many as \['a', 'b', 'c'\] must"):
         plugins.load("samplers", name)(SPACE, 0)
 
 

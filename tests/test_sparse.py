@@ -22,7 +22,7 @@ from nascore.methods.dnn import Dnn
 from nascore.methods.nasrec import NASRec
 from nascore.rows import Data, seed_of
 from nascore.schema import Batch, Column, Schema
-from nascore.sparse import RowAdagrad, Tables
+from nascore.sparse import RowAdagrad, RowAdam, Tables
 from nascore.training import Fit, Plan, State
 
 SIZES = {"a": 5, "b": 3, "c": 7}
@@ -99,7 +99,7 @@ def test_rows_move_as_those_of_dense_tables(lookups: int, decay: float) -> None:
         for net in (tables, dense):
             looked = zip(torch.stack(columns, 2), target, strict=True)
             sum((net(ids).sum((1, 2)).tanh() - wanted).square().sum() for ids, wanted in looked).backward()
-        rows.step(rows.gradients(), 0.1)
+        rows.step(rows.gradients(), 0.1, step + 1)
         dense.decay(decay)
         optimizer.step()
         optimizer.zero_grad()
@@ -107,6 +107,29 @@ def test_rows_move_as_those_of_dense_tables(lookups: int, decay: float) -> None:
     untouched = [4, 7, 14]
     assert torch.equal(tables.weight[untouched], start[untouched]), "no decay where nothing was looked up"
     assert (tables.weight.detach() - start).abs().amax(1).count_nonzero() == 12
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adam_moves_rows_as_that_of_sparse_gradients(decay: float) -> None:
+    torch.manual_seed(0)
+    tables = Tables({"a": 9}, 4).double()
+    sparse = nn.Embedding(9, 4, sparse=True, _weight=tables.weight.detach().clone())
+    rows, optimizer = RowAdam({"t": tables}, 1e-8, decay), torch.optim.SparseAdam(sparse.parameters(), lr=0.01)
+    start, met = tables.weight.detach().clone(), set[int]()
+    for step in range(1, 9):
+        ids, target = torch.randint(0, 8, (6, 1)), torch.randn(6, dtype=torch.float64)
+        (tables(ids).sum((1, 2)).tanh() - target).square().sum().backward()
+        (sparse(ids).sum((1, 2)).tanh() - target).square().sum().backward()
+        assert sparse.weight.grad is not None
+        gradient, touched = sparse.weight.grad.coalesce(), ids.unique()
+        met |= {*touched.tolist()}
+        values = gradient.values() + decay * sparse.weight.detach()[touched]
+        sparse.weight.grad = torch.sparse_coo_tensor(touched[None], values, gradient.shape, check_invariants=True)
+        rows.step(rows.gradients(), 0.01, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(tables.weight.detach(), sparse.weight.detach(), rtol=0, atol=1e-5)
+    assert (tables.weight != start).any(1).nonzero().flatten().tolist() == sorted(met) != list(range(9))
 
 
 def fit_of(data: Data, method: Method, plan: Plan | None = None) -> Fit:
@@ -156,7 +179,7 @@ def test_row_0_is_trained() -> None:
     assert tables.weight[[0, 5, 8]].abs().sum(1).min() > 0
     before, rows = tables.weight.detach().clone(), RowAdagrad({"t": tables}, 1e-2, 0.0)
     tables(torch.zeros(2, 3, dtype=torch.int32)).square().sum().backward()
-    rows.step(rows.gradients(), 0.1)
+    rows.step(rows.gradients(), 0.1, 1)
     moved = (tables.weight.detach() != before).any(1)
     assert moved.nonzero().squeeze(1).tolist() == [0, 5, 8], "of each table, and no other row"
 
@@ -244,7 +267,7 @@ def test_nothing_as_large_as_a_table_is_made() -> None:
     fit.advance(1)
     with Sizes() as sizes:
         fit.advance(3)
-    own = {one.untyped_storage().data_ptr() for one in (table.weight, *fit.rows.sums.values())}
+    own = {one.untyped_storage().data_ptr() for one in (table.weight, *fit.rows.moments.values())}
     assert len(sizes.seen) > 10
     assert not [size for at, size in sizes.seen.items() if size >= large and at not in own]
     assert table.weight.grad is None and table.weight not in fit.names

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from components import supernet, workers
+from components import trainings, workers
 from components.run import Folder, Run, Workers
 from components.search import Search, continue_search, front, write_results
-from components.supernet import continue_training
-from components.workers import Job, News, train_alone
+from components.trainings import Job, continue_training, train_alone
+from components.workers import News
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
@@ -41,7 +41,7 @@ SEARCH = Search("evolution:population=4", "macs=30000", 0)
 @pytest.fixture(autouse=True)
 def as_in_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker sets its process's threads and denormals; the tests' process keeps its own."""
-    for module in (supernet, workers):
+    for module in (trainings, workers):
         monkeypatch.setattr(module, "settle", lambda run: "cpu")
 
 
@@ -214,7 +214,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_a_killed_training_goes_on_to_the_same_weights(
     run_with: RunWith, monkeypatch: pytest.MonkeyPatch, mode: Any
 ) -> None:
-    monkeypatch.setattr(supernet, "TOLD_EVERY", 2)
+    monkeypatch.setattr(trainings, "TOLD_EVERY", 2)
     jobs = Workers(checkpoint=5, data=mode)
     whole, killed = run_with(METHOD, workers=jobs), run_with(METHOD, workers=jobs)
     continue_training(whole)
@@ -294,7 +294,7 @@ def test_a_longer_plan_goes_on(run_with: RunWith) -> None:
 
 def job_of(run: Run, seed: int = 0) -> Job:
     genotype = METHOD.space(run.schema).sample(Random(seed))
-    return Job.of(f"retrain/model/part=0/seed={seed}", METHOD, genotype, seed)
+    return Job.make(f"retrain/model/part=0/seed={seed}", METHOD, genotype, seed)
 
 
 def test_a_model_is_trained_alone(run_with: RunWith) -> None:
@@ -352,7 +352,7 @@ def test_a_refit_trains_on_train_and_valid_for_the_best_number_of_epochs(
 
     def watched(folder: Folder, name: str, tensors: Any) -> None:
         write(folder, name, tensors)
-        refitted.extend([name] if name == workers.REFITTED else [])
+        refitted.extend([name] if name == trainings.REFITTED else [])
         if killed_after and len(refitted) == killed_after:
             refitted.append("killed")
             raise KeyboardInterrupt
@@ -364,7 +364,7 @@ def test_a_refit_trains_on_train_and_valid_for_the_best_number_of_epochs(
     result = train_alone(run, replace(job, refit=True))
     assert {**result, "seconds": 0} == {**known, "seconds": 0}, "what is told comes from validation"
     epochs, seed, folder = known["best_epoch"], seed_of(job.seed, "alone"), run.folder / job.folder
-    assert refitted.count(workers.REFITTED) == epochs
+    assert refitted.count(trainings.REFITTED) == epochs
     assert sorted(folder.names("*")) == ["done.json", "result.json", "weights.safetensors"]
     space = METHOD.space(run.schema).narrow(parse(job.genotype))
     both = run.rows("train+valid")
@@ -387,7 +387,7 @@ def test_rivals_train_alone_too(run_with: RunWith) -> None:
     rival = GoogleDNN(size="L", embedding=4, output=6, training=METHOD.training)
     run = run_with(METHOD, rival, Popularity())
     for method in run.methods[1:]:
-        result = train_alone(run, Job.of(f"retrain/{method.name}", method, {}, 0))
+        result = train_alone(run, Job.make(f"retrain/{method.name}", method, {}, 0))
         assert 0 <= result["value"] <= 1 and result["name"] == method.name
     popular = (run.folder / "retrain/popularity").read_tensors("weights.safetensors")["supernet.net.events"]
     assert popular.sum() == run.rows("train").rows

@@ -8,10 +8,10 @@ import pytest
 
 from components import tune
 from components.finalists import finalists
+from components.job import Job
 from components.run import STAGES, Run
 from components.run import Tuning as Wanted
 from components.search import Search, continue_search, write_results
-from components.workers import Job
 from nascore import plugins
 from nascore.fitness import Fitness
 from nascore.methods import Method, from_json
@@ -54,10 +54,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
     def train_all(run: Run, stage: str, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         waves.append(list(jobs))
         assert stage == "tune" and len({job.folder for job in jobs}) == len(jobs)
-        return [
-            {"model_id": job.folder.split("/")[1], "value": value(job), "best_epoch": 2, "seconds": 0.1, "steps": 10}
-            for job in jobs
-        ]
+        known = {"best_epoch": 2, "seconds": 0.1, "steps": 10, "examples": 10 * 64, "judged": 50}
+        return [{"model_id": job.folder.split("/")[1], "value": value(job), **known} for job in jobs]
 
     monkeypatch.setattr(tune, "train_all", train_all)
     return waves

@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, ClassVar, Self, get_type_hints
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nascore import fitness, plugins
 from nascore.click_net import JUDGED, ClickTraining
 from nascore.cost import Cost, Price, parse_limits
 from nascore.fitness import Fitness
 from nascore.net import Net, Supernet
+from nascore.routing import Router
 from nascore.rows import Data, Shown, seed_of
 from nascore.samplers import Sampler
 from nascore.samplers.uniform import Uniform
@@ -32,15 +35,31 @@ CACHE = 2 << 30
 Scorer = Callable[[Sequence[Genotype]], list[float]]
 
 
+@dataclass(frozen=True)
+class Derived:
+    """What a method decided by itself. parts: one member of its space for each kind of rows, or one for all.
+
+    kept: whether it is the supernet as it is, not trained anew.
+    """
+
+    name: str
+    parts: tuple[Genotype, ...]
+    kept: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(metaclass=ABCMeta):
     """presets: named changes of the fields. budgets: named limits, such as the paper's.
 
-    apart: whether it learns from rows that stand by themselves, not from those of users.
+    apart: whether it learns from rows that stand by themselves, not from those of users. routes: whether it tells
+    kinds of rows apart, by `router`. decides: whether, as a rival, it trains a supernet of its own and takes from it
+    what `decide` says.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     apart: ClassVar[bool] = False
+    routes: ClassVar[bool] = False
+    decides: ClassVar[bool] = False
     budgets: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
@@ -125,6 +144,24 @@ class Method(metaclass=ABCMeta):
         """What tables and pictures call it."""
         return type(self).__name__
 
+    @property
+    def kinds(self) -> int:
+        """How many kinds of rows it tells apart."""
+        return 1
+
+    def router(self, supernet: Supernet, kinds: int) -> Router:
+        """What sends rows to so many kinds, its centroids still to be found."""
+        raise TypeError(f"{self.name} tells no kinds of rows apart")
+
+    def derive(self, space: Space, open_PG: NDArray[np.float64], row_P: NDArray[np.int64]) -> list["Derived"]:
+        """What is to be trained and compared, given the share of each kind's rows that keep each option of `space`."""
+        raise TypeError(f"{self.name} tells no kinds of rows apart")
+
+    def decide(self, supernet: Supernet, task: Task, train: Data, valid: Data) -> Genotype:
+        """The member that its trained supernet stands for: what the sampler learned, or the only one."""
+        decided = supernet.sampler.decide(supernet.net.space)
+        return decided if decided is not None else next(supernet.net.space.members())
+
     def tunables(self) -> Space:
         """Settings that are worth tuning: each decision is a field by its dotted name, its options are values."""
         return Space([])
@@ -181,9 +218,11 @@ class Method(metaclass=ABCMeta):
         """Scores genotypes by the net's weights; an override must be faster, equal, and keep within `cache_bytes`."""
         return fitness.scorer(net, task, train, valid, self.fitness)
 
-    def model_id(self, genotype: Genotype, split_digest: str) -> str:
-        """12 hex digits that name one model on one split."""
-        known = json.dumps([self.name, asdict(self), key(self.canonical(genotype)), split_digest], sort_keys=True)
+    def model_id(self, genotype: Genotype, split_digest: str, *others: Genotype | str) -> str:
+        """12 hex digits that name one model on one split; others: its further parts, or what else it is."""
+        further = [one if isinstance(one, str) else key(self.canonical(one)) for one in others]
+        parts = [key(self.canonical(genotype)), split_digest, *further]
+        known = json.dumps([self.name, asdict(self), *parts], sort_keys=True)
         return hashlib.sha256(known.encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
@@ -228,7 +267,7 @@ class ClickBaseline(HandMade):
         return self.training.alone()
 
     def tunables(self) -> Space:
-        return Space([*ClickTraining.tunables, *([Decision("width", self.widths)] if self.widths else [])])
+        return Space([*self.training.tunables, *([Decision("width", self.widths)] if self.widths else [])])
 
 
 class SequenceBaseline(HandMade):

@@ -66,7 +66,8 @@ class NASRec(Method):
         fitness: What they are scored by: objective, the negated log loss, or auc. `calibration` rows tune the last
             layer; as many rows at a time as make a batch are computed.
         head: How those do.
-        training: How a model is trained alone; the supernet takes its clip, warmup and epsilon.
+        training: How a model is trained alone; the supernet takes all of it but batch, learning rate,
+            weight decay and epochs.
     """
 
     size: Literal["full", "small"] = "full"
@@ -216,9 +217,7 @@ class NASRec(Method):
 
     @property
     def train(self) -> Plan:
-        training = self.training
-        known = (self.batch, self.steps, 0, 0, self.learning_rate, 0.0, training.clip)
-        return Plan(*known, "cosine", "adagrad", training.warmup, training.epsilon)
+        return self.training.supernet(self.batch, self.steps, self.learning_rate)
 
     @property
     def retrain(self) -> Plan:
@@ -242,7 +241,7 @@ class NASRec(Method):
         return _PaperMeter(self, schema, genotype).costs()
 
     def tunables(self) -> Space:
-        return Space(ClickTraining.tunables)
+        return Space(self.training.tunables)
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         assert isinstance(net, NasRecNet)

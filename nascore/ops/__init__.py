@@ -9,7 +9,7 @@ counted weights and against MACs counted from outside.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -141,6 +141,11 @@ class Elastic(Op, ABC):
             return x
         weight, bias = self.kept(f"{name}.weight", live), self.kept(f"{name}.bias", live)
         return functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
+
+    @property
+    def sliced(self) -> Iterable[str]:
+        """The weights that `inherit` takes."""
+        return self.axes
 
     @torch.no_grad()
     def inherit(self, source: "Elastic", live: Live) -> None:

@@ -13,22 +13,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from nascore.cost import Cost
 from nascore.space import Choice, Genotype, Infeasible, Mix, Space, key
 
 
 class Sampler(nn.Module, ABC):
     """Gives every option of every decision of `space` a weight at each step.
 
-    picks_one: whether it takes only spaces of which every decision picks one option.
+    picks_one: whether it takes only spaces of which every decision picks one option. picks_any: only such of which
+    every decision may open any number.
     """
 
     picks_one: ClassVar[bool] = False
+    picks_any: ClassVar[bool] = False
 
     def __init__(self, space: Space, seed: int) -> None:
         super().__init__()
         others = [name for name, one in space.decisions.items() if not one.least == one.most == 1]
         if self.picks_one and others:
             raise ValueError(f"{type(self).__name__} picks one option of a decision, no more or less as {others} may")
+        fixed = [name for name, one in space.decisions.items() if one.least or one.most < len(one.options)]
+        if self.picks_any and fixed:
+            raise ValueError(f"{type(self).__name__} opens any number of options, not as many as {fixed} must")
         self.space, self.seed = space, seed
 
     @abstractmethod
@@ -43,6 +49,14 @@ class Sampler(nn.Module, ABC):
     def relaxed(self, x: Any, step: int) -> Mix:
         """The mix under which a learning step's loss is computed: its gradient reaches the parameters."""
         return self(x, step)  # type: ignore[no-any-return]
+
+    def steady(self, x: Any) -> Mix | None:
+        """The mix of embedded inputs in a model that keeps its sampler; None where none does."""
+        return None
+
+    def cost(self) -> Cost:
+        """What it adds to a model that keeps it."""
+        return Cost()
 
     def settle(self) -> None:
         """Bring the parameters back to where they may be, after a learning step."""

@@ -1,0 +1,194 @@
+"""Trainings that stop and go on: supernets from checkpoint to checkpoint, models alone from epoch to epoch, as tasks.
+
+A checkpoint of a supernet is a folder `step-*` of safetensors with `done.json` last.
+"""
+
+import time
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from components.folder import Folder
+from components.job import Job
+from components.run import Run
+from components.workers import News, Teller, settle, watching
+from nascore import group
+from nascore.methods import Method, from_json
+from nascore.net import Net, Supernet
+from nascore.rows import Data, Mode, seed_of
+from nascore.space import parse
+from nascore.training import Fit, State, refit, train
+
+CHECKPOINT, REFITTED = "checkpoint.safetensors", "refitted.safetensors"
+TOLD_EVERY = 50
+
+# Supernets
+
+
+def continue_training(
+    run: Run,
+    rank: int = 0,
+    world: int = 1,
+    tell: Any = lambda news: None,
+    method: Method | None = None,
+    of: str = "supernet",
+) -> None:
+    """Train to the end of the plan as one rank, from the newest whole checkpoint on; another method's than the run's
+    into a folder of its own.
+    """
+    device, folder, method = settle(run), run.folder / of, method or run.method
+    schema, seed = run.schema, run.seeds[0]
+    rows = run.rows("train", run.workers.data, rank, world, device, shown=method.shown)
+    supernet, task = method.supernet(schema, method.space(schema), seed).to(device), method.task(schema).to(device)
+    learning = method.learning if supernet.sampler.learns else None
+    held = run.rows("valid", run.workers.data, rank, world, device, shown=method.shown) if learning else None
+    penalty = method.penalty(supernet.net, measured(folder, method, supernet.net, rank)) if learning else None
+    fit = Fit(supernet, task, rows, method.train, seed, learning, held, penalty)
+    plan, curve = method.train, list[dict[str, float]]()
+    before, started = 0.0, time.monotonic()
+    if plan.steps < 1:
+        raise ValueError(f"a supernet is trained for 1 step or more, not {plan.steps}")
+    if folder.names("step-*/done.json"):
+        last = run.checkpoint(of)
+        fit.restore({**last.read_tensors("weights.safetensors"), **last.read_tensors("optimizer.safetensors")})
+        curve = last.read_json("curve.json")
+        before = curve[-1]["seconds"] if curve else 0.0
+    while fit.step < plan.steps:
+        upto = min(plan.steps, (fit.step // run.workers.checkpoint + 1) * run.workers.checkpoint)
+        loss = fit.advance(min(TOLD_EVERY, upto - fit.step))
+        if not isfinite(loss):
+            raise FloatingPointError(f"the supernet's loss is {loss} at step {fit.step}; lower its learning rate")
+        seconds = round(before + time.monotonic() - started, 3)
+        curve.append({"step": fit.step, "loss": loss, "seconds": seconds, **supernet.sampler.facts(fit.step)})
+        if rank == 0:
+            tell(News(fit.step, plan.steps, "steps", loss, "loss"))
+            if fit.step == upto:
+                save(folder, fit, curve)
+
+
+def measured(folder: Folder, method: Method, net: Net, rank: int) -> dict[str, float]:
+    """What the method wants measured on this machine: by the first rank, once a run, for all."""
+    if rank == 0 and not folder.exists("measured.json"):
+        folder.write_json("measured.json", method.measure(net))
+    group.wait()
+    known: dict[str, float] = folder.read_json("measured.json")
+    return known
+
+
+def save(folder: Folder, fit: Fit, curve: list[dict[str, float]]) -> None:
+    """Write a whole checkpoint, then drop all but it and the one before."""
+    target = folder / f"step-{fit.step:09d}"
+    state = fit.state()
+    weights = fit.weights()
+    target.write_tensors("weights.safetensors", weights)
+    target.write_tensors("optimizer.safetensors", {name: value for name, value in state.items() if name not in weights})
+    target.write_json("curve.json", curve)
+    target.write_json("done.json", {"step": fit.step})
+    for old in folder.names("step-*/done.json")[:-2]:
+        (folder / old.rpartition("/")[0]).clear()
+
+
+# Models trained alone
+
+
+def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, Any]:
+    """Train a job's model from where it was left, into `weights.safetensors`; `result.json` says how it went."""
+    folder = run.folder / job.folder
+    if folder.done:
+        known: dict[str, Any] = folder.read_json("result.json")
+        return known
+    started, device = time.monotonic(), settle(run)
+    method, schema = from_json(job.method), run.schema
+    genotype, plan = method.canonical(parse(job.genotype)), method.retrain
+    judged = 0 if method.stop.ranks else method.stop.rows
+    seed = seed_of(job.seed, "alone", *((job.part,) if job.part >= 0 else ()))
+
+    def rows(split: str, mode: Mode = "resident", first: int = 0) -> Data:
+        only = None if job.part < 0 else kinds(run, split) == job.part
+        return run.rows(split, mode, device=device, first=first, shown=method.shown, only=only)
+
+    def fresh(split: str) -> Fit:
+        supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed)
+        if method.inherits:
+            supernet.net.inherit(searched(run, method, job.of).net)
+        learning = method.learning if supernet.sampler.learns else None
+        held = rows("valid", run.workers.data) if learning else None
+        task, data = method.task(schema).to(device), rows(split, run.workers.data)
+        return Fit(supernet.to(device), task, data, plan, seed, learning, held)
+
+    def saved(name: str) -> State | None:
+        return folder.read_tensors(name) if folder.exists(name) else None
+
+    fit, valid = fresh("train"), rows("valid", first=judged)
+    outcome = train(
+        fit,
+        lambda model: method.stop.measure(model, fit.task, valid),
+        lambda state: folder.write_tensors(CHECKPOINT, state),
+        saved(CHECKPOINT),
+        lambda epoch, value: tell(News(epoch, plan.epochs, "epochs", value, lasting=False)),
+    )
+    weights = outcome.weights
+    if job.refit:
+        again = fresh("train+valid")
+        weights = refit(again, outcome.best_epoch, lambda state: folder.write_tensors(REFITTED, state), saved(REFITTED))
+    folder.write_tensors("weights.safetensors", weights)
+    result = {
+        "model_id": method.model_id(genotype, schema.split_digest),
+        "name": method.name,
+        "seed": job.seed,
+        "value": outcome.value,
+        "best_epoch": outcome.best_epoch,
+        "steps": outcome.steps,
+        "examples": outcome.steps * min(plan.batch, fit.data.rows) or fit.data.rows,
+        "judged": min(judged, valid.rows) if judged else valid.rows,
+        "curve": [[number if isfinite(number) else None for number in epoch] for epoch in outcome.curve],
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    folder.write_json("result.json", result)
+    folder.write_json("done.json", {"seconds": result["seconds"]})
+    for name in (CHECKPOINT, REFITTED):
+        if folder.exists(name):
+            folder.fs.rm(f"{folder.path}/{name}")
+    tell(News(plan.epochs, plan.epochs, "epochs", outcome.value, lasting=False))
+    return result
+
+
+def searched(run: Run, method: Method, of: str) -> Supernet:
+    """A method's supernet in a folder of the run, with its weights."""
+    supernet = method.supernet(run.schema, method.space(run.schema), run.seeds[0])
+    weights, own = run.checkpoint(of).read_tensors("weights.safetensors"), "supernet."
+    supernet.load_state_dict({name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)})
+    return supernet
+
+
+def kinds(run: Run, split: str) -> NDArray[np.int8]:
+    """The kind of each row of a split, or of several as "train+valid", as `derive` told them apart. Shape (rows,)."""
+    folder = run.folder / "derive"
+    tables = [folder.read_table(f"kinds-{one}.parquet") for one in split.split("+")]
+    found: NDArray[np.int8] = np.concatenate([table["kind"].to_numpy() for table in tables])
+    return found
+
+
+@ray.remote(max_retries=3)
+def _train_alone(root: str, job: Job, board: Any) -> dict[str, Any]:
+    return train_alone(Run.load(root), job, Teller(board, f"{job.method['name']} {job.folder.partition('/')[2]}"))
+
+
+def train_all(run: Run, stage: str, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Train every job on the cluster, as many at a time as there are cores or GPUs; results in the order of jobs."""
+    with watching(stage) as board:
+        overall, done = Teller(board, "models"), 0
+        task = _train_alone.options(num_cpus=run.workers.cpus, num_gpus=run.workers.gpus)
+        waiting = [task.remote(run.root, job, board) for job in jobs]
+        results = dict[Any, dict[str, Any]]()
+        pending = list(waiting)
+        while pending:
+            ready, pending = ray.wait(pending, num_returns=1)
+            results[ready[0]] = ray.get(ready[0])
+            done += 1
+            overall(News(done, len(jobs), "models", max(result["value"] for result in results.values())))
+        return [results[reference] for reference in waiting]

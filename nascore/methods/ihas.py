@@ -1,0 +1,215 @@
+"""iHAS: which embedding dimensions each kind of row needs (Yu et al., 2023).
+
+A supernet is trained with all gates open at first, then with a gate before every dimension of every field, whose
+probability hangs on the row (§3.3). What the gates learned says for every row which dimensions are open; k-means tells
+kinds of rows apart by what is left of their vectors (§3.4), and each kind gets a model of its own with the dimensions
+that most of its rows keep (§3.5). To infer, a router keeps the supernet's tables and gates.
+
+Ours: gradients of the weights' own steps do not pass through the gates; the penalty is a mean over gates and rows with
+a weight for each of its two terms, where Eq. 5 lacks the one that joins it to the loss; thresholds are sought in 20
+bins of means of three. The paper's perceptron is the default; it does not tell how many steps and epochs it took.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nascore import plugins
+from nascore.buckets import bucketed
+from nascore.click_net import JUDGED, ClickNet, ClickTraining
+from nascore.fitness import Fitness
+from nascore.gated_net import GatedNet, decision
+from nascore.methods import ClickBaseline, Derived, Method
+from nascore.net import Net, Supernet
+from nascore.plugins import bounded
+from nascore.routing import Kind, Router
+from nascore.samplers import Sampler
+from nascore.samplers.bernoulli import Bernoulli, Scope
+from nascore.schema import Schema
+from nascore.space import Genotype, Infeasible, Mix, Space
+from nascore.tasks import Task
+from nascore.training import Learning, Penalty, Plan
+
+ADAM = ClickTraining(
+    batch=2048,
+    learning_rate=1e-3,
+    weight_decay=1e-6,
+    clip=0.0,
+    warmup=0.0,
+    epochs=50,
+    patience=2,
+    optimizer="adam",
+    schedule="constant",
+)
+"""How the paper trains all models (§4.4); the most epochs and the patience are those of the library it builds on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IHAS(Method):
+    """The paper's settings (§4.4).
+
+    Args:
+        embedding: Width d of every field's vectors.
+        layers: Widths of the perceptron's hidden layers.
+        behind: Another click net in the perceptron's place, such as deepfm:width=16,depth=2.
+        instances: Whether a gate's probability hangs on the row; iHAS-4 has one for all rows.
+        pretrained: Steps of the supernet in which all gates are open.
+        steps: Steps of the supernet, those included.
+        temperature: Of the straight-through gradient.
+        sparsity: Weight of the mean probability in what the gates minimise.
+        polarization: Weight of the mean distance from it, which they are to raise; iHAS-3 has 0.
+        scope: From what the threshold of settled gates is sought: each row (sample), many rows (batch), or none: 1/2.
+        clusters: Kinds of rows.
+        majority: The share of a kind's rows that must keep a dimension.
+        models: What is tested: clusters, a model for each kind; single, one for all rows (iHAS-2); open, one that keeps
+            all dimensions (Base); gates, the supernet itself with settled gates (iHAS-1).
+        inherit: Whether what is cut out keeps its weights when it is trained alone.
+        learner: How the gates are learned.
+        training: How the supernet and all models are trained.
+    """
+
+    embedding: int = 16
+    layers: tuple[int, ...] = (16, 8)
+    behind: str = ""
+    instances: bool = True
+    pretrained: int = 36_000
+    steps: int = 72_000
+    temperature: float = 0.1
+    sparsity: float = 0.03
+    polarization: float = 0.03
+    scope: Scope = "sample"
+    clusters: int = 2
+    majority: float = 0.5
+    models: tuple[Kind, ...] = ("clusters", "single")
+    inherit: bool = False
+    learner: Learning = Learning(every=100, learning_rate=1e-3, weight_decay=1e-6)
+    training: ClickTraining = ADAM
+
+    apart: ClassVar[bool] = True
+    routes: ClassVar[bool] = True
+    budgets: ClassVar[Mapping[str, str]] = {"whole": ""}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ihas_1": {"models": ("gates",)},
+        "ihas_2": {"models": ("single",)},
+        "ihas_3": {"polarization": 0.0},
+        "ihas_4": {"instances": False},
+        "base": {"models": ("open",)},
+    }
+
+    def __post_init__(self) -> None:
+        bounded(self, embedding=1, pretrained=0, steps=1, sparsity=0, polarization=0, clusters=1, majority=0)
+        if not self.layers or min(self.layers) < 1:
+            raise ValueError(f"IHAS: layers are one or more widths of 1 or more, not {list(self.layers)}")
+        if not self.models or len({*self.models}) < len(self.models):
+            raise ValueError(f"IHAS: models must name one or more, each once, not {list(self.models)}")
+        if self.majority > 1:
+            raise ValueError(f"IHAS: majority is a share of rows, not {self.majority}")
+        worn(self.behind, self.embedding, self.training)
+
+    @property
+    def label(self) -> str:
+        return "iHAS"
+
+    def space(self, schema: Schema) -> Space:
+        fields = [column.name for column in schema.columns]
+        return Space([decision(name, self.embedding, "dimension") for name in fields])
+
+    def net(self, schema: Schema, space: Space) -> Net:
+        behind = worn(self.behind, self.embedding, self.training)
+        net = behind.net(bucketed(schema), Space([])) if behind is not None else None
+        assert net is None or isinstance(net, ClickNet)
+        return GatedNet(schema, space, self.embedding, self.layers, net)
+
+    def sampler(self, space: Space, seed: int) -> Sampler:
+        inputs = len(space.decisions) * self.embedding if self.instances else 0
+        return Bernoulli(space, seed, inputs, self.pretrained, temperature=self.temperature, scope=self.scope)
+
+    def task(self, schema: Schema) -> Task:
+        return self.training.task()
+
+    @property
+    def train(self) -> Plan:
+        training = self.training
+        return training.supernet(training.batch, self.steps, training.learning_rate, training.weight_decay)
+
+    @property
+    def retrain(self) -> Plan:
+        return self.training.alone()
+
+    @property
+    def learning(self) -> Learning:
+        return replace(self.learner, after=max(self.learner.after, self.pretrained))
+
+    @property
+    def inherits(self) -> bool:
+        return self.inherit
+
+    @property
+    def fitness(self) -> Fitness:
+        return JUDGED
+
+    def penalty(self, net: Net, measured: Mapping[str, float]) -> Penalty | None:
+        """Eq. 5, a mean over gates and rows."""
+        if not (self.sparsity or self.polarization):
+            return None
+
+        def penalty(mix: Mix, sampler: Sampler) -> Tensor:
+            assert isinstance(sampler, Bernoulli) and sampler.last is not None
+            p = sampler.last
+            apart = (p - p.mean(-1, keepdim=True)).abs().mean()
+            return self.sparsity * p.mean() - self.polarization * apart
+
+        return penalty
+
+    @property
+    def kinds(self) -> int:
+        return self.clusters
+
+    def router(self, supernet: Supernet, kinds: int) -> Router:
+        return Router(supernet, kinds)
+
+    def derive(self, space: Space, open_PG: NDArray[np.float64], row_P: NDArray[np.int64]) -> list[Derived]:
+        whole = {name: decision.options for name, decision in space.decisions.items()}
+        single = Derived("single", (self.kept(space, row_P @ open_PG / row_P.sum()),))
+        derived = list[Derived]()
+        for kind in self.models:
+            if kind == "clusters" and len(open_PG) > 1:
+                derived.append(Derived(kind, tuple(self.kept(space, open_G) for open_G in open_PG)))
+            elif kind in ("clusters", "single"):
+                derived += [single] if single not in derived else []
+            else:
+                derived.append(Derived(kind, (whole,), kept=kind == "gates"))
+        return derived
+
+    def kept(self, space: Space, open_G: NDArray[np.float64]) -> Genotype:
+        """The options that a majority of rows keeps; within a budget, of as large a majority as that takes."""
+        for share in sorted({self.majority, *open_G[open_G > self.majority].tolist()}):
+            each, genotype = iter(open_G.tolist()), dict[str, tuple[str, ...]]()
+            for name, one in space.decisions.items():
+                genotype[name] = tuple(option for option in one.options if next(each) >= share)
+            if not any(genotype.values()):
+                break
+            if space.allows(genotype):
+                return genotype
+        limits = "".join(f", and what fewer keep needs {one.explain(genotype)}" for one in space.constraints)
+        raise Infeasible(
+            f"no dimension is kept by {share:.2f} of a kind's rows{limits}: lower --method.sparsity or "
+            "--method.majority, or train the supernet for longer"
+        )
+
+    def tunables(self) -> Space:
+        return Space(self.training.tunables)
+
+
+def worn(spec: str, embedding: int, training: ClickTraining) -> ClickBaseline | None:
+    """The click net that stands behind the gates, if there is one."""
+    if not spec:
+        return None
+    behind = plugins.build("methods", spec, embedding=embedding, training=training)
+    if not isinstance(behind, ClickBaseline):
+        raise ValueError(f"behind={spec!r} is no hand-made click net")
+    return behind

@@ -9,8 +9,11 @@ from components.folder import Folder
 from components.job import Job
 from components.run import Run
 from nascore import plugins
-from nascore.methods import Method
+from nascore.methods import GatedRival, Method
 from nascore.space import Genotype, parse
+
+
+LIKE = ("embedding", "layers", "steps", "pretrained", "learner")
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,20 @@ def settings(run: Run) -> Mapping[str, Mapping[str, str]]:
     return chosen
 
 
-def of_specs(rivals: Iterable[str], training: Any) -> list[Method]:
-    """Rivals by their specs; those that are trained by the same kind of settings as ours are given ours."""
+def of_specs(rivals: Iterable[str], training: Any, like: Method | None = None) -> list[Method]:
+    """Rivals by their specs; those that are trained by the same kind of settings as ours are given ours.
+
+    like: the method whose size and steps those take that gates or weigh vectors, too, unless their spec says otherwise.
+    """
     methods: list[Method] = []
     for spec in rivals:
-        known = {one.name: one.default for one in fields(plugins.load("methods", spec.partition(":")[0]))}
+        name, _, rest = spec.partition(":")
+        kind = plugins.load("methods", name)
+        known = {one.name: one.default for one in fields(kind)}
         shared = {"training": training} if isinstance(known.get("training"), type(training)) else {}
+        if like is not None and issubclass(kind, GatedRival):
+            said = {part.partition("=")[0] for part in rest.split(",")}
+            shared |= {one: getattr(like, one) for one in LIKE if one in known and one not in said}
         methods.append(plugins.build("methods", spec, **shared))
     return methods
 

@@ -43,7 +43,8 @@ def continue_training(
     device, folder, method = settle(run), run.folder / of, method or run.method
     schema, seed = run.schema, run.seeds[0]
     rows = run.rows("train", run.workers.data, rank, world, device, shown=method.shown)
-    supernet, task = method.supernet(schema, method.space(schema), seed).to(device), method.task(schema).to(device)
+    supernet = method.supernet(schema, method.space(schema), seed, searching=True).to(device)
+    task = method.task(schema).to(device)
     learning = method.learning if supernet.sampler.learns else None
     held = run.rows("valid", run.workers.data, rank, world, device, shown=method.shown) if learning else None
     penalty = method.penalty(supernet.net, measured(folder, method, supernet.net, rank)) if learning else None
@@ -114,7 +115,7 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
     def fresh(split: str) -> Fit:
         supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed)
         if method.inherits:
-            supernet.net.inherit(searched(run, method, job.of).net)
+            method.begin(supernet.net, searched(run, method, job.of))
         learning = method.learning if supernet.sampler.learns else None
         held = rows("valid", run.workers.data) if learning else None
         task, data = method.task(schema).to(device), rows(split, run.workers.data)
@@ -159,7 +160,7 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
 
 def searched(run: Run, method: Method, of: str) -> Supernet:
     """A method's supernet in a folder of the run, with its weights."""
-    supernet = method.supernet(run.schema, method.space(run.schema), run.seeds[0])
+    supernet = method.supernet(run.schema, method.space(run.schema), run.seeds[0], searching=True)
     weights, own = run.checkpoint(of).read_tensors("weights.safetensors"), "supernet."
     supernet.load_state_dict({name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)})
     return supernet

@@ -1,6 +1,6 @@
 """The frame of click nets: numbers and categories of a row looked up, one logit a row."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -120,9 +120,9 @@ class ClickTraining:
         """The plan of one model's own training."""
         return self._plan(0, self.epochs, self.patience)
 
-    def supernet(self, batch: int, steps: int, learning_rate: float, weight_decay: float = 0.0) -> Plan:
-        """The plan of a supernet; the rest is that of a model's own training."""
-        return replace(self._plan(steps, 0, 0), batch=batch, learning_rate=learning_rate, weight_decay=weight_decay)
+    def supernet(self, steps: int) -> Plan:
+        """The plan of a supernet: that of a model's own training but for its end."""
+        return self._plan(steps, 0, 0)
 
     def _plan(self, steps: int, epochs: int, patience: int) -> Plan:
         return Plan(

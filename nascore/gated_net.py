@@ -143,9 +143,10 @@ class Vectors(nn.Module):
         self.names, self.numbers, self.tables = tuple(names), tuple(numbers), tables
 
     def forward(self, batch: Batch) -> Inputs:
-        """ "kept" (B, K), "rows" (B,)."""
+        """ "kept" (B, K), "rows" (B,), "ids" (B, N)."""
         batch = in_buckets(batch, self.numbers)
-        return {"kept": self.tables(torch.stack([batch[name] for name in self.names], 1)), "rows": batch.rows}
+        id_BN = torch.stack([batch[name] for name in self.names], 1)
+        return {"kept": self.tables(id_BN), "rows": batch.rows, "ids": id_BN}
 
 
 class GatedNet(Net):
@@ -153,6 +154,8 @@ class GatedNet(Net):
 
     layers: widths of the hidden layers of the perceptron. behind: the other net, over the schema whose numbers are
     categories; it gives its tables away. The output is the logit of each row, (B,).
+
+    A field that the space decides nothing of is kept whole.
 
     Weights of a mix that are tensors multiply the dimensions, one for all rows or one a row.
     """
@@ -164,9 +167,9 @@ class GatedNet(Net):
         numbers = tuple(column.name for column in schema.columns if column.kind == "number")
         self.sizes, self.width = sizes(bucketed(schema)), width
         self.names = tuple(self.sizes)
+        options = {name: space.decisions[name].options if name in space.decisions else (WHOLE,) for name in self.names}
         kept = {
-            name: sorted({dim for option in space.decisions[name].options for dim in dimensions(option, width)})
-            for name in self.names
+            name: sorted({dim for option in options[name] for dim in dimensions(option, width)}) for name in self.names
         }
         if not any(kept.values()):
             raise ValueError("a net that keeps no dimension of any field has nothing to learn from")
@@ -211,13 +214,13 @@ class GatedNet(Net):
 
     def mask(self, mix: Mix) -> Tensor | None:
         """What multiplies the kept dimensions, (K,) or (B, K); None for ones."""
-        weights = [mix[name] for name in self.order]
+        weights = [mix[name] for name in self.order if name in self.space.decisions]
         if not any(isinstance(one, Tensor) for one in weights):
             opened = [share for name in self.order for share in self.shares(name, mix)]
             if all(share == 1.0 for share in opened):
                 return None
             return torch.tensor(opened).to(self.tables.columns.device, non_blocking=True)
-        if all(self.space.decisions[name].options[:1] == (WHOLE,) for name in self.order):
+        if self.space.decisions[self.order[0]].options[:1] == (WHOLE,):
             weights = [one.expand(*one.shape[:-1], self.width) for one in weights if isinstance(one, Tensor)]
         return torch.cat([one for one in weights if isinstance(one, Tensor)], -1)
 
@@ -228,8 +231,10 @@ class GatedNet(Net):
 
     def shares(self, name: str, mix: Mix) -> Sequence[Number]:
         """The weight of each kept dimension of a field: on the host that of the widest option that keeps it."""
-        weights, options = mix[name], self.space.decisions[name].options
         dims = self.tables.kept[name]
+        if name not in self.space.decisions:
+            return [1.0] * len(dims)
+        weights, options = mix[name], self.space.decisions[name].options
         if isinstance(weights, Tensor):
             each = weights.reshape(-1, len(options)).mean(0).unbind()
             return each if len(each) == len(dims) else [each[0]] * len(dims)

@@ -121,6 +121,13 @@ class Net(nn.Module, ABC):
             raise ValueError(f"no part {under!r}; there are: {', '.join(parts)}")
         return sum(chosen, Cost())
 
+    def at(self, step: int) -> None:
+        """Told before each training step; for nets that change as their training goes on."""
+
+    def penalty(self) -> Tensor | None:
+        """What the net adds to the loss of its weights, if anything. A scalar."""
+        return None
+
     def under(self, mix: Mix) -> Model:
         """The model that the net is under a mix."""
         return lambda batch: self(self.embed(batch), mix)

@@ -175,8 +175,12 @@ class Fit:
         return float(group.total(total)) / max(1, steps)
 
     def _step(self, batch: Batch) -> Tensor:
+        net = self.supernet.net
+        net.at(self.step)
         output, _ = self.supernet(batch, self.step)
         loss = self.task.loss(output, batch)
+        if (added := net.penalty()) is not None:
+            loss = loss + added / group.size()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         group.exchange_gradients(self.names)
@@ -342,7 +346,7 @@ def train(
     steps = fit.data.steps_per_epoch(plan.batch)
     while stopping.epochs < plan.epochs and not stopping.over:
         loss = fit.advance(steps)
-        net.eval()
+        fit.supernet.eval()
         curve.append((loss, judge(fit.supernet.steadily)))
         if stopping.better(curve[-1][1]):
             best = {name: value.clone() for name, value in fit.weights().items()}

@@ -5,7 +5,17 @@ from components.run import Run, Tuning, Workers
 from nascore.datasets import OnBadRow
 from nascore.methods.ihas import IHAS
 
-RIVALS = ("dnn:width=16,depth=2", "fm", "wide_deep:width=16,depth=2", "deepfm:width=16,depth=2")
+RIVALS = (
+    "fm",
+    "wide_deep:width=16,depth=2",
+    "deepfm:width=16,depth=2",
+    "autofield",
+    "adafs",
+    "adafs:kind=hard",
+    "pep",
+    "optfs",
+    "optembed",
+)
 STAGES = ("prepare", "supernet", "derive", "tune", "retrain", "evaluate", "report")
 
 
@@ -34,7 +44,9 @@ def ihas(
         protocol: How rows are split: stratified, or temporal where the data has an order in time.
         on_bad_row: What to do with malformed rows: error, or skip and count.
         method: The gates, their supernet and the training of all models.
-        rivals: Methods to compare with, such as deepfm:width=16,depth=2; they are trained exactly as ours.
+        rivals: Methods to compare with, such as deepfm:width=16,depth=2; they are trained exactly as ours. Those that
+            gate or weigh vectors, such as pep:share=0.3, take our sizes, steps and lessons; those that decide what
+            stays train a supernet of their own first.
         budgets: Limits of each kind's own model: whole, the space without limits, or text such as table_params=1e6.
         seeds: Seeds of all retrainings; the first also trains the supernet.
         refit: Whether what is tested is trained once more, on train and valid rows, for its best number of epochs.
@@ -48,7 +60,7 @@ def ihas(
         raw=raw,
         protocol=protocol,
         on_bad_row=on_bad_row,
-        methods=(method, *of_specs(rivals, method.training)),
+        methods=(method, *of_specs(rivals, method.training, method)),
         strategies=(),
         budgets=budgets,
         seeds=seeds,

@@ -24,14 +24,14 @@ from nascore import plugins
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("the package itself", "nascore"),
-    ("ground", "space cost schema metrics plugins group negatives attention buckets ragged"),
+    ("ground", "space cost schema metrics plugins group negatives attention buckets ragged storage s3"),
     ("galleries and rows", "ops samplers strategies tasks datasets protocols rows tables sparse"),
     ("net", "net"),
     ("fitness", "fitness"),
     ("training", "training"),
     (
         "what methods share",
-        "two_tower prefix_scoring click_net nasrec_net head_scoring sequence_net dnsrec_net gated_net routing",
+        "two_tower prefix_scoring click_net nasrec_net head_scoring sequence_net dnsrec_net gated_net pruned_net routing",
     ),
     ("methods", "methods"),
     ("components", "components"),
@@ -42,7 +42,7 @@ GALLERIES = ("ops", "samplers", "strategies", "tasks", "datasets", "protocols", 
 OPTUNA = {"nascore.strategies.tpe", "nascore.strategies.nsga2"}
 PLUMBING = {
     "components",
-    *(f"components.{name}" for name in "folder run workers job trainings finalists models spills examples".split()),
+    *(f"components.{name}" for name in "errors folder run workers job trainings finalists models spills examples".split()),
     *(f"components.{name}" for name in "told page pictures search_sections kinds_section".split()),
 }
 SPLIT_READERS = ("components.prepare", "components.examples", "components.spills", "components.evaluate")

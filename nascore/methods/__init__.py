@@ -20,7 +20,9 @@ from nascore import fitness, plugins
 from nascore.click_net import JUDGED, ClickTraining
 from nascore.cost import Cost, Price, parse_limits
 from nascore.fitness import Fitness
+from nascore.gated_net import GatedNet
 from nascore.net import Net, Supernet
+from nascore.plugins import bounded
 from nascore.routing import Router
 from nascore.rows import Data, Shown, seed_of
 from nascore.samplers import Sampler
@@ -70,6 +72,10 @@ class Method(metaclass=ABCMeta):
     def net(self, schema: Schema, space: Space) -> Net:
         """The net over a space; over a narrow one, the model itself."""
 
+    def searching(self, schema: Schema, space: Space) -> Net:
+        """The net of the supernet, where it is no net over the whole space."""
+        return self.net(schema, space)
+
     @abstractmethod
     def sampler(self, space: Space, seed: int) -> Sampler:
         """What runs at a training step."""
@@ -114,6 +120,10 @@ class Method(metaclass=ABCMeta):
     def inherits(self) -> bool:
         """Whether a model of the space begins its own training with the supernet's weights."""
         return False
+
+    def begin(self, net: Net, source: Supernet) -> None:
+        """Give a model of the space the weights that it begins its own training with, where it `inherits`."""
+        net.inherit(source.net)
 
     @property
     def shown(self) -> Shown:
@@ -203,13 +213,13 @@ class Method(metaclass=ABCMeta):
             named = ", ".join(self.budgets) or "none"
             raise ValueError(f"{error}; budgets with a name in {self.name}: {named}") from None
 
-    def supernet(self, schema: Schema, space: Space, seed: int) -> Supernet:
-        """A freshly initialised net over `space` with its sampler, if there is something to sample.
+    def supernet(self, schema: Schema, space: Space, seed: int, searching: bool = False) -> Supernet:
+        """A freshly initialised net over `space`, its own or a narrower one, with its sampler, if there is a choice.
 
-        Weights hang on the seed alone.
+        Weights hang on the seed alone. searching: whether it is the net that searches.
         """
         torch.manual_seed(seed_of(seed, "weights"))
-        net = self.net(schema, space)
+        net = self.searching(schema, space) if searching else self.net(schema, space)
         if space.size() == 1:
             return Supernet(net, Uniform(space, seed))
         return Supernet(net, self.sampler(space, seed), self.paths_per_step)
@@ -268,6 +278,55 @@ class ClickBaseline(HandMade):
 
     def tunables(self) -> Space:
         return Space([*self.training.tunables, *([Decision("width", self.widths)] if self.widths else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedRival(Method):
+    """A click model whose own supernet decides what of its vectors a perceptron reads; see `Method.decides`.
+
+    Args:
+        embedding: Width of every field's vectors.
+        layers: Widths of the perceptron's hidden layers.
+        steps: Steps of its supernet.
+        training: How its supernet and what is taken of it are trained.
+    """
+
+    embedding: int = 16
+    layers: tuple[int, ...] = (16, 8)
+    steps: int = 36_000
+    training: ClickTraining = ClickTraining()
+
+    apart: ClassVar[bool] = True
+    decides: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        bounded(self, embedding=1, steps=1)
+        if not self.layers or min(self.layers) < 1:
+            raise ValueError(f"{type(self).__name__}: layers are widths of 1 or more, not {list(self.layers)}")
+
+    def net(self, schema: Schema, space: Space) -> Net:
+        return GatedNet(schema, space, self.embedding, self.layers)
+
+    def task(self, schema: Schema) -> Task:
+        return self.training.task()
+
+    @property
+    def train(self) -> Plan:
+        return self.training.supernet(self.steps)
+
+    @property
+    def retrain(self) -> Plan:
+        return self.training.alone()
+
+    @property
+    def fitness(self) -> Fitness:
+        return JUDGED
+
+    def sampler(self, space: Space, seed: int) -> Sampler:
+        return Uniform(space, seed)
+
+    def tunables(self) -> Space:
+        return Space(self.training.tunables)
 
 
 class SequenceBaseline(HandMade):

@@ -79,8 +79,8 @@ class IHAS(Method):
     pretrained: int = 36_000
     steps: int = 72_000
     temperature: float = 0.1
-    sparsity: float = 0.03
-    polarization: float = 0.03
+    sparsity: float = 0.1
+    polarization: float = 0.1
     scope: Scope = "sample"
     clusters: int = 2
     majority: float = 0.5
@@ -133,8 +133,7 @@ class IHAS(Method):
 
     @property
     def train(self) -> Plan:
-        training = self.training
-        return training.supernet(training.batch, self.steps, training.learning_rate, training.weight_decay)
+        return self.training.supernet(self.steps)
 
     @property
     def retrain(self) -> Plan:

@@ -217,7 +217,8 @@ class NASRec(Method):
 
     @property
     def train(self) -> Plan:
-        return self.training.supernet(self.batch, self.steps, self.learning_rate)
+        known = {"batch": self.batch, "learning_rate": self.learning_rate, "weight_decay": 0.0}
+        return replace(self.training.supernet(self.steps), **known)  # type: ignore[arg-type]
 
     @property
     def retrain(self) -> Plan:

@@ -1,0 +1,105 @@
+"""AdaFS: a controller weighs the fields of each row (Lin et al., 2022), softly or by its best half alone.
+
+The controller normalises the vectors and takes them through a perceptron and a softmax over the fields. The net is
+trained with equal weights first, then by turns with the controller, which learns on validation batches. What was
+trained is the model: there is nothing to cut out, and all fields are looked up. Equal weights are scaled to 1.
+"""
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nascore.cost import Cost
+from nascore.gated_net import WHOLE
+from nascore.methods import GatedRival
+from nascore.net import Supernet
+from nascore.plugins import bounded
+from nascore.rows import seed_of
+from nascore.samplers import Sampler
+from nascore.schema import Schema
+from nascore.space import Decision, Mix, Space
+from nascore.training import Learning
+
+
+class _Controller(Sampler):
+    """A weight a field and row, from x["kept"] (B, inputs).
+
+    kept: how many fields keep a weight; 0 for all. closed: steps before any is weighed.
+    """
+
+    def __init__(self, space: Space, seed: int, inputs: int, hidden: int, kept: int, closed: int) -> None:
+        super().__init__(space, seed)
+        self.kept, self.closed, self.fields = kept, closed, len(space.decisions)
+        self.norm = nn.BatchNorm1d(inputs, affine=False)
+        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, self.fields))
+        self.macs = (inputs + self.fields) * hidden
+
+    def forward(self, x: Any, step: int) -> Mix:
+        if step < self.closed:
+            return {name: (1.0,) for name in self.space.decisions}
+        with torch.no_grad():
+            return self.steady(x)
+
+    def relaxed(self, x: Any, step: int) -> Mix:
+        return self.steady(x)
+
+    def steady(self, x: Any) -> Mix:
+        weight_BF: Tensor = self.layers(self.norm(x["kept"].detach())).softmax(1) * self.fields
+        if self.kept:
+            least_B1 = weight_BF.topk(self.kept, 1).values[:, -1:]
+            weight_BF = torch.where(weight_BF >= least_B1, weight_BF, 0.0)
+            weight_BF = weight_BF * self.kept / weight_BF.sum(1, keepdim=True)
+        return dict(zip(self.space.decisions, weight_BF.split(1, 1), strict=True))
+
+    def cost(self) -> Cost:
+        return Cost(params=sum(parameter.numel() for parameter in self.parameters()), macs=self.macs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaFS(GatedRival):
+    """A perceptron over weighed fields; `steps` says nothing here.
+
+    Args:
+        kind: soft, or hard.
+        share: Of the fields, how many hard weights leave.
+        hidden: Width of the controller's layer.
+        pretrained: Steps with equal weights; the authors' are two epochs.
+        learner: How the controller is learned.
+    """
+
+    kind: Literal["soft", "hard"] = "soft"
+    share: float = 0.5
+    hidden: int = 64
+    pretrained: int = 36_000
+    learner: Learning = Learning(every=10, learning_rate=1e-3, weight_decay=1e-6)
+
+    decides: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, hidden=1, pretrained=0)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"AdaFS: share is above 0 and at most 1, not {self.share}")
+
+    @property
+    def label(self) -> str:
+        return f"AdaFS, {self.kind}"
+
+    def space(self, schema: Schema) -> Space:
+        return Space([Decision(column.name, (WHOLE,)) for column in schema.columns])
+
+    def sampler(self, space: Space, seed: int) -> Sampler:
+        fields = len(space.decisions)
+        kept, hard = ceil(self.share * fields), self.kind == "hard"
+        return _Controller(space, seed, fields * self.embedding, self.hidden, kept if hard else 0, self.pretrained)
+
+    def supernet(self, schema: Schema, space: Space, seed: int, searching: bool = False) -> Supernet:
+        torch.manual_seed(seed_of(seed, "weights"))
+        return Supernet(self.net(schema, space), self.sampler(space, seed))
+
+    @property
+    def learning(self) -> Learning:
+        return replace(self.learner, after=max(self.learner.after, self.pretrained))

@@ -1,9 +1,10 @@
 """`python -m benchmarks.ablations shortcuts --root runs/ablations …`: a run for each value of one setting.
 
-What follows the name and `--root` are options of `python -m pipelines autotower`, or `dnsrec` for what is DNS-Rec's;
-nothing is tuned, as that could undo what was set, unless they ask for it, and DNS-Rec's runs have no rivals unless they
-name some. Runs that are finished are not repeated. The table shows what each run found, retrained and tested. Transfer
-of found architectures to other data (AutoTower, Table 9) is a run with `--given` and the folder of another run.
+What follows the name and `--root` are options of `python -m pipelines autotower`, or `dnsrec` or `ihas` for what is
+theirs; nothing is tuned, as that could undo what was set, unless they ask for it, and the latter have no rivals unless
+they name some. Runs that are finished are not repeated. The table shows what each run found, retrained and tested.
+Transfer of found architectures to other data (AutoTower, Table 9) is a run with `--given` and another run's folder; that
+of gates to other nets (iHAS, Table 3) is one with `--method.wearers`.
 
 `gates` (DNS-Rec, Tables 6 and 7) has two runs a value. In the first the gates are searched and retrained with. In the
 second, "retrain only", the net that the first value's run found is given to a run with other gates: there is nothing
@@ -37,8 +38,21 @@ def of_dnsrec(option: str, *values: str, again: tuple[str, ...] = ()) -> Ablatio
     return Ablation(option, values, "dnsrec", again)
 
 
-METRICS = {"autotower": ("recall@50", "ndcg@50"), "dnsrec": ("recall@10", "mrr@10", "ndcg@10")}
-USUAL = {"autotower": ("--tuning.configurations=0",), "dnsrec": ("--tuning.configurations=0", "--rivals=[]")}
+def of_ihas(option: str, *values: str) -> Ablation:
+    return Ablation(option, values, "ihas")
+
+
+METRICS = {
+    "autotower": ("recall@50", "ndcg@50"),
+    "dnsrec": ("recall@10", "mrr@10", "ndcg@10"),
+    "ihas": ("log_loss", "auc"),
+}
+ALONE = ("--tuning.configurations=0", "--rivals=[]")
+USUAL = {
+    "autotower": ALONE[:1],
+    "dnsrec": ALONE,
+    "ihas": (*ALONE, "--method.models=[clusters, single, open, gates]"),
+}
 FRESH = ("--method.paths=uniform", "--method.steps=1", "--method.inherit=false", "--strategies=[]")
 ABLATIONS = {
     "shortcuts": Ablation("method.shortcuts", ("true", "false")),
@@ -51,9 +65,14 @@ ABLATIONS = {
     "paths": of_dnsrec("method.paths", "gumbel", "darts", "proxyless", "recnas"),
     "constraint": of_dnsrec("method.constraint", "paper", "cumulative"),
     "mask": of_dnsrec("method.mask", "none", "padding", "causal"),
+    "polarization": of_ihas("method.polarization", "0.1", "0"),
+    "instances": of_ihas("method.instances", "true", "false"),
+    "clusters": of_ihas("method.clusters", "2", "3", "4"),
+    "scope": of_ihas("method.scope", "sample", "batch", "none"),
 }
 """AutoTower's Tables 5 and 7 and Figures 5 to 7, one run searching under every budget; DNS-Rec's Tables 6 and 7, its
-Figure 4, the rivals among its searches, and what the paper leaves open: eq. 12, and what linear attention hides."""
+Figure 4, the rivals among its searches, and what the paper leaves open: eq. 12, and what linear attention hides; iHAS's
+Table 4, of which every run holds iHAS, iHAS-2, Base and iHAS-1, and what is left open: kinds and thresholds."""
 
 
 def main() -> int:

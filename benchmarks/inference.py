@@ -28,8 +28,9 @@ from torch import Tensor
 
 from benchmarks import sequence_reference as reference
 from components import models
+from components.errors import told
 from components.finalists import Finalist, contenders, finalists
-from components.run import Run, environment, told
+from components.run import Run, environment
 from nascore.cost import UNITS
 from nascore.rows import Data
 from nascore.tasks import Model

@@ -18,7 +18,7 @@ from components.finalists import known_as
 from components.models import ROUTER
 from components.run import Run
 from components.trainings import continue_training, searched
-from components.workers import News, Teller, fits, settle, watching
+from components.workers import RESTARTS, News, Teller, fits, granted, settle, watching
 from nascore.methods import Derived, Method
 from nascore.routing import Router
 from nascore.rows import Data, seed_of
@@ -34,13 +34,12 @@ def main(run: Run) -> None:
     run.check_prepared()
     with run.stage("derive", resumes=True) as folder, watching("derive") as board:
         fits(run, 1)
-        options = {"num_cpus": run.workers.cpus, "num_gpus": run.workers.gpus}
         names = ([""] if run.method.routes else []) + [known_as(run, one) for one in run.methods[1:] if one.decides]
-        waiting = [_derive.options(**options).remote(run.root, name, board) for name in names]
+        waiting = [_derive.options(**granted(run)).remote(run.root, name, board) for name in names]
         folder.write_json("candidates.json", dict(zip(names, ray.get(waiting), strict=True)))
 
 
-@ray.remote(max_retries=3)
+@ray.remote(max_retries=RESTARTS)
 def _derive(root: str, name: str, board: Any) -> list[dict[str, Any]]:
     run = Run.load(root)
     if not name:
@@ -67,7 +66,8 @@ def rivals(run: Run, rival: Method, name: str, tell: Any = lambda news: None) ->
 def candidate(derived: Derived, budget: str = "") -> dict[str, Any]:
     """What was decided, as JSON."""
     parts = [{field: list(choice) for field, choice in part.items()} for part in derived.parts]
-    return {"as": derived.name, "parts": parts, "budget": budget, "kept": derived.kept}
+    known = {"as": derived.name, "parts": parts, "budget": budget}
+    return {**known, "kept": derived.kept, "wearer": derived.wearer}
 
 
 # Kinds of rows

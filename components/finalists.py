@@ -9,9 +9,9 @@ from components.folder import Folder
 from components.job import Job
 from components.run import Run
 from nascore import plugins
-from nascore.methods import GatedRival, Method
+from nascore.gated_rival import GatedRival
+from nascore.methods import Method
 from nascore.space import Genotype, parse
-
 
 LIKE = ("embedding", "layers", "steps", "pretrained", "learner")
 
@@ -85,9 +85,10 @@ def _tuned(run: Run, tuned: Mapping[str, Mapping[str, str]]) -> list[Finalist]:
         found.append(Finalist(label, "found", method, (genotype,), model_id, one["budget"], one["as"], one["model_id"]))
     for one in derived.get("", []):
         method, parts = run.method.tuned(tuned.get(one["budget"], {})), tuple(map(parse, one["parts"]))
+        label = f"{method.label} {one['budget']}, {one['as']}"
+        method = method.wearing(one["wearer"]) if one["wearer"] else method
         also = [one["as"]] if one["kept"] else []
         model_id = method.model_id(parts[0], digest, *parts[1:], *also)
-        label = f"{method.label} {one['budget']}, {one['as']}"
         known = (label, "found", method, parts, model_id, one["budget"], one["as"], model_id, one["kept"])
         found.append(Finalist(*known))
     labels = Counter(rival.label for rival in run.methods[1:])

@@ -18,7 +18,7 @@ def kinds(told: Told) -> str:
     parts, costs = dict[str, Mapping[str, Sequence[str]]](), list[list[str]]()
     for model in told.found:
         known = told.report["models"][model["model_id"]]
-        if known["kept"]:
+        if known["kept"] or not any(known["parts"]):
             continue
         for place, part in enumerate(known["parts"]):
             many = len(known["parts"]) > 1

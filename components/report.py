@@ -240,7 +240,7 @@ def training(told: Told) -> str:
     results = sorted(told.results, key=lambda one: (_place(order, one["model_id"]), one["model_id"], one["seed"]))
     panels: dict[str, dict[str, tuple[bool, list[Row]]]] = {}
     for one in results:
-        groups = panels.setdefault(kinds[one["name"]], {})
+        groups = panels.setdefault(kinds.get(one["name"], told.run.method.stop.kind), {})
         groups.setdefault(told.label(one["model_id"]), (one["model_id"] in found, []))[1].append(one)
     text = "Validation value after every epoch; a line is one seed. Solid: found; dashed: baselines; dotted: "
     text += "other candidates."

@@ -72,7 +72,8 @@ def calibrated(run: Run) -> int:
 
 def ours(run: Run, wanted: int) -> list[Tuning]:
     """The searched method with the best candidate of each budget; settings that break the budget are left out."""
-    tunings, everyone = [], [one for one in untuned(run) if one.role == "found" and not one.kept]
+    tunings, found = [], [one for one in untuned(run) if one.role == "found"]
+    everyone = [one for one in found if one.method == run.method and not one.kept]
     scores = {}
     if "search" in run.stages:
         candidates = (run.folder / "search").read_json("candidates.json")

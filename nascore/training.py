@@ -121,7 +121,8 @@ class Fit:
         self.step = 0
         self.batches: Iterator[Batch] | None = None
         self.lessons: Iterator[Batch] | None = None
-        tables = {name: module for name, module in supernet.net.named_modules() if isinstance(module, Tables)}
+        modules = supernet.net.named_modules()
+        tables = {name: one for name, one in modules if isinstance(one, Tables) and one.weight.requires_grad}
         self.rows: RowOptimizer
         if plan.optimizer == "adam":
             self.rows = RowAdam(tables, ADAM_EPSILON, plan.weight_decay)

@@ -20,9 +20,7 @@ from nascore import fitness, plugins
 from nascore.click_net import JUDGED, ClickTraining
 from nascore.cost import Cost, Price, parse_limits
 from nascore.fitness import Fitness
-from nascore.gated_net import GatedNet
 from nascore.net import Net, Supernet
-from nascore.plugins import bounded
 from nascore.routing import Router
 from nascore.rows import Data, Shown, seed_of
 from nascore.samplers import Sampler
@@ -41,12 +39,14 @@ Scorer = Callable[[Sequence[Genotype]], list[float]]
 class Derived:
     """What a method decided by itself. parts: one member of its space for each kind of rows, or one for all.
 
-    kept: whether it is the supernet as it is, not trained anew.
+    kept: whether it is the supernet as it is, not trained anew. wearer: the spec of another method, whose models use
+    what the supernet learned, see `Method.wearing`.
     """
 
     name: str
     parts: tuple[Genotype, ...]
     kept: bool = False
+    wearer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,11 @@ class Method(metaclass=ABCMeta):
         """Whether a model of the space begins its own training with the supernet's weights."""
         return False
 
+    @property
+    def source(self) -> "Method":
+        """The method of the supernet that its models inherit from."""
+        return self
+
     def begin(self, net: Net, source: Supernet) -> None:
         """Give a model of the space the weights that it begins its own training with, where it `inherits`."""
         net.inherit(source.net)
@@ -166,6 +171,10 @@ class Method(metaclass=ABCMeta):
     def derive(self, space: Space, open_PG: NDArray[np.float64], row_P: NDArray[np.int64]) -> list["Derived"]:
         """What is to be trained and compared, given the share of each kind's rows that keep each option of `space`."""
         raise TypeError(f"{self.name} tells no kinds of rows apart")
+
+    def wearing(self, spec: str) -> "Method":
+        """The method by which another model is trained with what our supernet learned."""
+        raise TypeError(f"{self.name} has nothing that {spec} could use")
 
     def decide(self, supernet: Supernet, task: Task, train: Data, valid: Data) -> Genotype:
         """The member that its trained supernet stands for: what the sampler learned, or the only one."""
@@ -278,55 +287,6 @@ class ClickBaseline(HandMade):
 
     def tunables(self) -> Space:
         return Space([*self.training.tunables, *([Decision("width", self.widths)] if self.widths else [])])
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatedRival(Method):
-    """A click model whose own supernet decides what of its vectors a perceptron reads; see `Method.decides`.
-
-    Args:
-        embedding: Width of every field's vectors.
-        layers: Widths of the perceptron's hidden layers.
-        steps: Steps of its supernet.
-        training: How its supernet and what is taken of it are trained.
-    """
-
-    embedding: int = 16
-    layers: tuple[int, ...] = (16, 8)
-    steps: int = 36_000
-    training: ClickTraining = ClickTraining()
-
-    apart: ClassVar[bool] = True
-    decides: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        bounded(self, embedding=1, steps=1)
-        if not self.layers or min(self.layers) < 1:
-            raise ValueError(f"{type(self).__name__}: layers are widths of 1 or more, not {list(self.layers)}")
-
-    def net(self, schema: Schema, space: Space) -> Net:
-        return GatedNet(schema, space, self.embedding, self.layers)
-
-    def task(self, schema: Schema) -> Task:
-        return self.training.task()
-
-    @property
-    def train(self) -> Plan:
-        return self.training.supernet(self.steps)
-
-    @property
-    def retrain(self) -> Plan:
-        return self.training.alone()
-
-    @property
-    def fitness(self) -> Fitness:
-        return JUDGED
-
-    def sampler(self, space: Space, seed: int) -> Sampler:
-        return Uniform(space, seed)
-
-    def tunables(self) -> Space:
-        return Space(self.training.tunables)
 
 
 class SequenceBaseline(HandMade):

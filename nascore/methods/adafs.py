@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nascore.cost import Cost
 from nascore.gated_net import WHOLE
-from nascore.methods import GatedRival
+from nascore.gated_rival import GatedRival
 from nascore.net import Supernet
 from nascore.plugins import bounded
 from nascore.rows import seed_of

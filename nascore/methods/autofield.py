@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from nascore.gated_net import decision
-from nascore.methods import GatedRival
+from nascore.gated_rival import GatedRival
 from nascore.net import Supernet
 from nascore.plugins import bounded
 from nascore.rows import Data

@@ -67,6 +67,7 @@ class IHAS(Method):
         majority: The share of a kind's rows that must keep a dimension.
         models: What is tested: clusters, a model for each kind; single, one for all rows (iHAS-2); open, one that keeps
             all dimensions (Base); gates, the supernet itself with settled gates (iHAS-1).
+        wearers: Other click nets to train, each behind the settled gates of every row (Table 3).
         inherit: Whether what is cut out keeps its weights when it is trained alone.
         learner: How the gates are learned.
         training: How the supernet and all models are trained.
@@ -85,6 +86,7 @@ class IHAS(Method):
     clusters: int = 2
     majority: float = 0.5
     models: tuple[Kind, ...] = ("clusters", "single")
+    wearers: tuple[str, ...] = ()
     inherit: bool = False
     learner: Learning = Learning(every=100, learning_rate=1e-3, weight_decay=1e-6)
     training: ClickTraining = ADAM
@@ -108,7 +110,8 @@ class IHAS(Method):
             raise ValueError(f"IHAS: models must name one or more, each once, not {list(self.models)}")
         if self.majority > 1:
             raise ValueError(f"IHAS: majority is a share of rows, not {self.majority}")
-        worn(self.behind, self.embedding, self.training)
+        for spec in (self.behind, *self.wearers):
+            worn(spec, self.embedding, self.training)
 
     @property
     def label(self) -> str:
@@ -119,7 +122,11 @@ class IHAS(Method):
         return Space([decision(name, self.embedding, "dimension") for name in fields])
 
     def net(self, schema: Schema, space: Space) -> Net:
-        behind = worn(self.behind, self.embedding, self.training)
+        return self.behind_them(schema, space, self.behind)
+
+    def behind_them(self, schema: Schema, space: Space, spec: str) -> GatedNet:
+        """The net of a spec, or our perceptron, behind gates over a space."""
+        behind = worn(spec, self.embedding, self.training)
         net = behind.net(bucketed(schema), Space([])) if behind is not None else None
         assert net is None or isinstance(net, ClickNet)
         return GatedNet(schema, space, self.embedding, self.layers, net)
@@ -182,7 +189,11 @@ class IHAS(Method):
                 derived += [single] if single not in derived else []
             else:
                 derived.append(Derived(kind, (whole,), kept=kind == "gates"))
-        return derived
+        return derived + [Derived(f"gates on {spec}", ({},), wearer=spec) for spec in self.wearers]
+
+    def wearing(self, spec: str) -> Method:
+        method: Method = plugins.build("methods", "worn", gates=self, behind=spec, training=self.training)
+        return method
 
     def kept(self, space: Space, open_G: NDArray[np.float64]) -> Genotype:
         """The options that a majority of rows keeps; within a budget, of as large a majority as that takes."""

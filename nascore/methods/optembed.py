@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nascore import fitness
 from nascore.click_net import Inputs
 from nascore.gated_net import decision
-from nascore.methods import GatedRival
+from nascore.gated_rival import GatedRival
 from nascore.net import Net, Supernet
 from nascore.plugins import bounded
 from nascore.pruned_net import PrunedNet, SearchedNet

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nascore.click_net import Inputs
-from nascore.methods import GatedRival
+from nascore.gated_rival import GatedRival
 from nascore.net import Net, Supernet
 from nascore.plugins import bounded
 from nascore.pruned_net import PrunedNet, SearchedNet

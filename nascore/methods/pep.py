@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nascore.click_net import Inputs
-from nascore.methods import GatedRival
+from nascore.gated_rival import GatedRival
 from nascore.net import Net, Supernet
 from nascore.plugins import bounded
 from nascore.pruned_net import PrunedNet, SearchedNet

@@ -90,8 +90,6 @@ def ours(run: Run, tell: Any = lambda news: None) -> list[dict[str, Any]]:
     folder.write_tensors(ROUTER, router.state_dict())
     rows = np.bincount(kinds["train"], minlength=len(open_PG))
     folder.write_json("kinds.json", {"rows": rows.tolist(), "shares": (rows / rows.sum()).tolist()})
-    if len(open_PG) < method.kinds:
-        print(f"  only {len(open_PG)} of {method.kinds} kinds have training and validation rows", flush=True)
     return [
         candidate(derived, budget)
         for budget in run.budgets

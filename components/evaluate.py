@@ -99,7 +99,7 @@ def compare(
         "leaks": plugins.load("protocols", run.protocol).leaks,
         "headline": headline,
         "verdict": verdict(contenders, rows, paired, headline, headline in task.lower),
-        "kinds": of_kinds(contenders, paired, headline in task.lower),
+        "kinds": of_kinds(contenders, paired, headline in task.lower, run.method.kinds),
         "rows": rows,
         "paired": paired,
         "models": {
@@ -120,8 +120,10 @@ def compare(
     }
 
 
-def of_kinds(contenders: list[Finalist], paired: list[dict[str, Any]], lower: bool) -> str:
+def of_kinds(contenders: list[Finalist], paired: list[dict[str, Any]], lower: bool, wanted: int = 1) -> str:
     """Whether a model for each kind of rows does better than one for all, in a sentence; "" where none was trained."""
+    if wanted > 1 and not any(one.routed for one in contenders) and any(one.strategy == SINGLE for one in contenders):
+        return f"One kind of rows alone has training and validation rows, of {wanted} that were sought."
     for one in (contender for contender in contenders if contender.routed):
         other = next((c for c in contenders if (c.budget, c.strategy) == (one.budget, SINGLE)), None)
         if other is not None:

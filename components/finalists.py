@@ -77,7 +77,7 @@ def untuned(run: Run) -> list[Finalist]:
 
 def _tuned(run: Run, tuned: Mapping[str, Mapping[str, str]]) -> list[Finalist]:
     derived, digest, found = decided(run), run.schema.split_digest, list[Finalist]()
-    candidates = (run.folder / "search").read_json("candidates.json") if "search" in run.stages else []
+    candidates = (run.folder / "search").read_json("candidates.json") if not run.method.routes else []
     for one in candidates:
         method, genotype = run.method.tuned(tuned.get(one["budget"], {})), parse(one["genotype"])
         label = f"{method.label} {one['budget']}, {one['as']}"

@@ -64,7 +64,7 @@ def main(run: Run) -> None:
 
 def calibrated(run: Run) -> int:
     """Training examples that scored genotypes were calibrated on."""
-    if "search" not in run.stages:
+    if run.method.routes:
         return 0
     trials = (run.folder / "search").read_table("trials.parquet")
     return len(set(trials["genotype"].to_pylist())) * min(run.method.fitness.calibration, run.rows("train").rows)
@@ -75,7 +75,7 @@ def ours(run: Run, wanted: int) -> list[Tuning]:
     tunings, found = [], [one for one in untuned(run) if one.role == "found"]
     everyone = [one for one in found if one.method == run.method and not one.kept]
     scores = {}
-    if "search" in run.stages:
+    if not run.method.routes:
         candidates = (run.folder / "search").read_json("candidates.json")
         scores = {one["model_id"]: one["score"] for one in candidates}
     for budget in run.budgets:

@@ -34,6 +34,7 @@ from nascore.space import Genotype, Infeasible, Mix, Space
 from nascore.tasks import Task
 from nascore.training import Learning, Penalty, Plan
 
+MOST = 127
 ADAM = ClickTraining(
     batch=2048,
     learning_rate=1e-3,
@@ -108,6 +109,8 @@ class IHAS(Method):
             raise ValueError(f"IHAS: layers are one or more widths of 1 or more, not {list(self.layers)}")
         if not self.models or len({*self.models}) < len(self.models):
             raise ValueError(f"IHAS: models must name one or more, each once, not {list(self.models)}")
+        if self.clusters > MOST:
+            raise ValueError(f"IHAS: clusters are at most {MOST}, not {self.clusters}")
         if self.majority > 1:
             raise ValueError(f"IHAS: majority is a share of rows, not {self.majority}")
         for spec in (self.behind, *self.wearers):

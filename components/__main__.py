@@ -13,7 +13,7 @@ STAGE = "def main(run: Run) -> None:"
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0 when done, 1 when it failed, 2 for a wrong command line."""
+    """The exit code: 0 when done, otherwise by the class of what went wrong, see `components.errors`."""
     folder = Path(__file__).parent
     stages = sorted(file.stem for file in folder.glob("*.py") if STAGE in file.read_text(encoding="utf-8").splitlines())
     if len(arguments) < 2 or arguments[0] not in (*stages, "check"):
@@ -35,12 +35,12 @@ def main(arguments: list[str]) -> int:
             import_module(f"components.{arguments[0]}").main(run)
             print(f"{arguments[0]}: done")
     except (Exception, KeyboardInterrupt) as error:
-        from components.run import told
+        from components.errors import exit_code, told
 
         if told(error) is None:
             raise
         print(f"error: {told(error)}", file=sys.stderr)
-        return 1
+        return exit_code(error)
     return 0
 
 

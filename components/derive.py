@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from components.finalists import known_as
-from components.models import ROUTER
 from components.run import Run
-from components.trainings import continue_training, searched
+from components.trainings import ROUTER, continue_training, searched
 from components.workers import RESTARTS, News, Teller, fits, granted, settle, watching
 from nascore.methods import Derived, Method
 from nascore.routing import Router
@@ -81,7 +80,9 @@ def ours(run: Run, tell: Any = lambda news: None) -> list[dict[str, Any]]:
     router = method.router(supernet, method.kinds).to(device)
     with torch.inference_mode():
         if router.gates.scope == "batch":
-            counts = sum(histograms(router.gates.probability(router.vectors(one))).sum(0) for one in train.sweep(ROWS))
+            counts = sum(
+                histograms(router.gates.probability(router.vectors(one))).double().sum(0) for one in train.sweep(ROWS)
+            )
             router.gates.threshold.copy_(valleys(counts[None])[0])  # type: ignore[index]
         router.centroids.copy_(torch.from_numpy(centroids(router, train, run.seeds[0], tell)))
         kinds, open_PG = told_apart(router, train, valid)

@@ -17,7 +17,7 @@ from scipy.stats import kendalltau
 from components.job import Job
 from components.run import Run
 from components.trainings import train_all
-from components.workers import connect, fits, open_scorer
+from components.workers import RESTARTS, connect, fits, granted, open_scorer
 from nascore.rows import seed_of
 from nascore.space import Genotype, key
 
@@ -39,7 +39,7 @@ def main(run: Run) -> None:
         drawn = draw(run, wanted.genotypes)
         connect()
         fits(run, 1)
-        task = _scores.options(num_cpus=run.workers.cpus, num_gpus=run.workers.gpus)
+        task = _scores.options(**granted(run))
         scores = ray.get(task.remote(run.root, drawn))
         if not np.isfinite(scores).all():
             raise FloatingPointError("the supernet gives a genotype no finite score; lower its learning rate")
@@ -65,7 +65,7 @@ def main(run: Run) -> None:
         folder.write_json("diagnose.json", {**about, **judged(np.array(scores), alone), "points": points})
 
 
-@ray.remote
+@ray.remote(max_retries=RESTARTS)
 def _scores(root: str, genotypes: list[Genotype]) -> list[float]:
     run = Run.load(root)
     return open_scorer(run, run.workers.cache)(genotypes)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from components.folder import Folder
 from components.spills import Records, Spills
+from components.vocabularies import keep
 from nascore.datasets import CHUNK, DataError, Dataset
 from nascore.protocols import Protocol
 from nascore.schema import SPLITS, Column, Schema
@@ -105,6 +106,8 @@ def write(log: Examples, protocol: Protocol, name: str, folder: Folder) -> tuple
             records[column] = ids[records[column]]
         spills.add(records, split)
     spills.write(name, folder)
+    for column, ids in new.items():
+        keep(folder, column, log.vocabularies[column].tables(ids))
     columns = [
         Column(f.name, "row", f.kind, 0 if f.kind == "number" else int(new[f.name].max()) + 1)
         for f in log.layout.features

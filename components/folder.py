@@ -1,5 +1,6 @@
 """A folder in object storage whose files appear whole or not at all."""
 
+import errno
 import glob
 import json
 import os
@@ -9,11 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from nascore.files import connect
+from nascore.storage import StorageError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Folder:
@@ -21,7 +27,7 @@ class Folder:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self.fs, self.path = fsspec.core.url_to_fs(self.url)
+        self.fs, self.path = connect(self.url)
 
     def __truediv__(self, name: str) -> "Folder":
         return Folder(f"{self.url}/{name}")
@@ -43,21 +49,37 @@ class Folder:
     def publish(self, local: str, name: str) -> None:
         """Put a finished local file in place under its name."""
         target = f"{self.path}/{name}"
-        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if "file" in self.fs.protocol:
+        with self._told(name):
+            self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            if "file" not in self.fs.protocol:
+                self.fs.put_file(local, target)
+                return
             partial = f"{target}.{os.getpid()}.partial"
-            self.fs.put_file(local, partial)
-            os.replace(partial, target)
-        else:
-            self.fs.put_file(local, target)
+            try:
+                self.fs.put_file(local, partial)
+                os.replace(partial, target)
+            finally:
+                Path(partial).unlink(missing_ok=True)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[str]:
         """A local path to write to, published under `name` if nothing was raised."""
-        with tempfile.TemporaryDirectory(prefix="nascore-") as scratch:
+        with self._told(name), tempfile.TemporaryDirectory(prefix="nascore-") as scratch:
             local = f"{scratch}/file"
             yield local
             self.publish(local, name)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """A full disk is an error of the storage, whoever met it."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            full = getattr(error, "errno", None) in FULL or any(f"os error {code})" in str(error) for code in FULL)
+            if not full:
+                raise
+            where = f"{self.url}/{name}: {error}"
+            raise StorageError(f"{where}; free some space there or in {tempfile.gettempdir()}") from error
 
     def write_text(self, name: str, text: str) -> None:
         with self.writing(name) as local:

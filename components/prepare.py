@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from components import examples
 from components.run import Folder, Run
 from components.spills import Records, Spills
+from components.vocabularies import keep
 from nascore import plugins
 from nascore.datasets import DataError, Dataset, Layout
 from nascore.protocols import Protocol
@@ -29,7 +30,7 @@ LABELLED = np.dtype([("user", "<i4"), ("item", "<i4"), ("timestamp", "<i8"), ("s
 
 
 def main(run: Run) -> None:
-    """Write rows by split, histories, entity tables, statistics and `schema.json`."""
+    """Write rows by split, histories, entity tables, vocabularies, statistics and `schema.json`."""
     with run.stage("prepare") as folder, tempfile.TemporaryDirectory(prefix="nascore-prepare-") as scratch:
         dataset = run.raw_data()
         protocol: Protocol = plugins.load("protocols", run.protocol)()
@@ -199,8 +200,12 @@ def _write_entities(log: Log, folder: Folder) -> tuple[tuple[Column, ...], dict[
         columns += found
         digests |= known
         folder.write_table(f"entities/{side.side}.parquet", table)
+        for name, values in side.known.items():
+            keep(folder, name, values)
     for feature in log.own:
         size = 0 if feature.kind == "number" else len(log.vocabularies[feature.name])
         columns.append(Column(feature.name, "row", feature.kind, size))
-    digests |= {name: vocabulary.digest() for name, vocabulary in log.vocabularies.items()}
+    for name, vocabulary in log.vocabularies.items():
+        digests[name] = vocabulary.digest()
+        keep(folder, name, vocabulary.tables())
     return tuple(columns), digests

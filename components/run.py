@@ -52,24 +52,12 @@ FIXED = {
     "supernet": ("methods.0", "seeds.0"),
     "search": ("strategies", "budgets", "seeds", "first", "given", "keep", "front"),
     "diagnose": ("diagnosis",),
-    "derive": ("methods", "seeds.0"),
+    "derive": ("methods", "budgets", "seeds.0"),
     "tune": ("methods", "tuning"),
     "retrain": ("methods", "seeds", "refit"),
 }
 """What a stage that has begun holds fast; all else may still be changed."""
 TOLD = 6
-
-
-def told(error: BaseException) -> str | None:
-    """One line for an error whose cause is the settings, the data, the storage or the cluster; None for one of ours."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    if isinstance(cause := getattr(error, "cause", None), Exception):
-        return told(cause)
-    outside = type(error).__module__.partition(".")[0] in ("ray", "botocore", "aiohttp")
-    if outside or isinstance(error, ValueError | ArithmeticError | OSError):
-        return str(error) or type(error).__name__
-    return None
 
 
 def environment() -> None:
@@ -104,6 +92,7 @@ class Workers:
         evaluators: Scoring actors of each search; 0 shares the cores among the searches.
         cpus: CPUs of each training or scoring worker.
         gpus: GPUs of each training or scoring worker.
+        memory: GiB that the cluster sets aside for each training or scoring worker; 0 for none.
         data: Whether training rows stay resident or are streamed.
         checkpoint: Steps between two checkpoints of the supernet.
         cache: Bytes in which the scorers of one node may keep what candidates share.
@@ -113,12 +102,13 @@ class Workers:
     evaluators: int = 0
     cpus: int = 1
     gpus: float = 0.0
+    memory: float = 0.0
     data: Mode = "resident"
     checkpoint: int = 1_000
     cache: int = 2 << 30
 
     def __post_init__(self) -> None:
-        plugins.bounded(self, train=1, evaluators=0, cpus=1, gpus=0, checkpoint=1, cache=0)
+        plugins.bounded(self, train=1, evaluators=0, cpus=1, gpus=0, memory=0, checkpoint=1, cache=0)
 
 
 @dataclass(frozen=True)
@@ -233,6 +223,12 @@ class Run:
     def check(self) -> None:
         """Raise for all that can be known to be wrong before a stage runs."""
         self.check_data()
+        self.check_options()
+        if self.stages[:1] != STAGES[:1] and not (self.folder / STAGES[0]).done:
+            raise ValueError(f"--stages begins with {STAGES[0]} where the run holds no prepared data yet")
+
+    def check_options(self) -> None:
+        """Raise for what is wrong with the options by themselves: no file is looked at."""
         for strategy in self.strategies:
             plugins.build("strategies", strategy, Space([]), 0, ())
         for budget in self.budgets:
@@ -240,8 +236,6 @@ class Run:
         for stage in self.stages:
             if stage not in STAGES:
                 raise ValueError(f"no stage {stage!r}; there are: {', '.join(STAGES)}")
-        if self.stages[:1] != STAGES[:1] and not (self.folder / STAGES[0]).done:
-            raise ValueError(f"--stages begins with {STAGES[0]} where the run holds no prepared data yet")
         if "derive" not in self.stages and "derive" in replace(self, stages=STAGES).planned:
             raise ValueError("--stages must hold derive: a method of this run decides by itself")
         without = ("strategies",) if self.given or self.method.learning else ()

@@ -3,7 +3,9 @@
 Evaluators memory-map the node's one copy of the supernet. A strategy asks for a batch, the pool scores it grouped by
 shared prefixes, the strategy is told; each batch is one file `search/<trial>/generation-*.parquet`. A killed search
 retells its files and goes on; scores hang on nothing but the genotype, so neither timing nor the number of evaluators
-matters. What the run was given to retrain, and what a sampler has learned to prefer, are scored as one more trial.
+matters. One evaluator is set aside for each search, the others work where there is room for them: a search that loses
+a node goes on with those that are left, and with more as soon as there are nodes again. What the run was given to
+retrain, and what a sampler has learned to prefer, are scored as one more trial.
 """
 
 import json
@@ -19,9 +21,11 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray import tune
+from ray.exceptions import RayActorError, RayError
 
+from components.errors import cause
 from components.run import Folder, Run
-from components.workers import News, Teller, fits, open_scorer, settle, watching
+from components.workers import RESTARTS, News, Teller, beside, fits, granted, needs, open_scorer, settle, watching
 from nascore import plugins
 from nascore.cost import UNITS, Cost
 from nascore.rows import seed_of
@@ -31,7 +35,6 @@ from nascore.strategies import Strategy, Trial
 Score = Callable[[Sequence[Genotype]], list[float | None]]
 GIVEN = "given"
 SHARE = 0.01
-RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -74,39 +77,49 @@ def _tune(run: Run, searches: Sequence[Search], board: Any) -> None:
     long = sum(search.strategy != GIVEN for search in searches)
     pool = run.workers.evaluators or max(1, places // max(1, long))
     fits(run, pool)
-    bundle = {"CPU": run.workers.cpus - SHARE, **({"GPU": run.workers.gpus} if run.workers.gpus else {})}
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    table = _Table.remote()  # type: ignore[attr-defined]
+    table = _Table.options(**beside()).remote()  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory(prefix="nascore-tune-") as scratch:
         results = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(_trial, root=run.root, pool=pool, table=table, board=board),
-                tune.PlacementGroupFactory([{"CPU": SHARE * pool}, *[bundle] * pool]),
+                tune.PlacementGroupFactory([{"CPU": SHARE}, needs(run, SHARE)]),
             ),
             param_space={"number": tune.grid_search(list(range(len(searches)))), "searches": searches},
             tune_config=tune.TuneConfig(metric="best", mode="max", reuse_actors=True),
-            run_config=tune.RunConfig(name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0),
+            run_config=tune.RunConfig(
+                name=f"search-{time.time_ns()}",
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=RESTARTS),
+                verbose=0,
+            ),
         ).fit()
         ray.kill(table)
-        for error in results.errors:
+        for error in filter(None, [ray.get(board.failure.remote()), *results.errors]):
             raise error
 
 
 def places_for(run: Run) -> int:
     """How many workers the cluster can run at a time."""
-    there, needed = ray.cluster_resources(), {"CPU": run.workers.cpus, "GPU": run.workers.gpus}
-    return min(int(there.get(unit, 0) // each) for unit, each in needed.items() if each)
+    there = ray.cluster_resources()
+    return min(int(there.get(unit, 0) // each) for unit, each in needs(run).items())
 
 
 def _trial(config: dict[str, Any], root: str, pool: int, table: Any, board: Any) -> None:
     run, search = Run.load(root), config["searches"][config["number"]]
     settle(run)
-    actor = _Evaluator.options(  # type: ignore[attr-defined]
-        num_cpus=run.workers.cpus - SHARE, num_gpus=run.workers.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS
-    )
-    evaluators = [actor.remote(root) for _ in range(pool)]
+    granting = {**granted(run, SHARE), "max_restarts": RESTARTS}
+    anywhere = {"scheduling_strategy": "DEFAULT"}  # beside what Tune has set aside for this search
+    evaluators = [
+        _Evaluator.options(**granting, **(anywhere if number else {})).remote(root)  # type: ignore[attr-defined]
+        for number in range(pool)
+    ]
+    best = -math.inf
     try:
         best = continue_search(run, search, pooled(evaluators, table), Teller(board, search.id))
+    except Exception as error:  # raised by `main`: Tune would start the search again, as it does when a node is lost
+        why = cause(error)
+        ray.get(board.fail.remote(OSError(str(why)) if isinstance(why, RayError) else why))
     finally:
         for evaluator in evaluators:
             ray.kill(evaluator)  # what a library still holds of this frame would keep it, and its place, for ever
@@ -216,20 +229,45 @@ def _table(run: Run, strategy: Strategy, trials: Sequence[Trial], seconds: float
 
 def pooled(evaluators: Sequence[Any], table: Any) -> Score:
     """Scores by a pool: what another search has scored is looked up; the rest is shared out by the first half of the
-    decisions, so that an evaluator meets again what it has computed before.
+    decisions, so that an evaluator meets again what it has computed before. What an evaluator loses that dies, others
+    score; it is asked again once Ray has started it anew.
     """
+    away = {one.ready.remote(): one for one in evaluators}
+    here = list[Any]()
+
+    def crew() -> list[Any]:
+        """Who is there; waits for the first."""
+        while away:
+            ready, _ = ray.wait([*away], num_returns=len(away) if here else 1, timeout=0 if here else None)
+            for reference in ready:
+                one = away.pop(reference)
+                try:
+                    ray.get(reference)
+                    here.append(one)
+                except RayActorError:
+                    if not (away or here):
+                        raise
+            if here:
+                break
+        return sorted(here, key=evaluators.index)
 
     def score(genotypes: Sequence[Genotype]) -> list[float | None]:
         texts = [key(genotype) for genotype in genotypes]
-        known: dict[str, float | None] = ray.get(table.get.remote(texts))
-        shares: list[list[str]] = [[] for _ in evaluators]
-        for text, genotype in dict(zip(texts, genotypes, strict=True)).items():
-            if text not in known:
-                shares[seed_of([*genotype.items()][: len(genotype) // 2]) % len(shares)].append(text)
-        scored = ray.get([e.score.remote(share) for e, share in zip(evaluators, shares, strict=True)])
-        fresh = {t: v for share, values in zip(shares, scored, strict=True) for t, v in zip(share, values, strict=True)}
-        table.put.remote(fresh)
-        return [{**known, **fresh}[text] for text in texts]
+        scores: dict[str, float | None] = ray.get(table.get.remote(texts))
+        known, named = {*scores}, dict(zip(texts, genotypes, strict=True))
+        prefixes = {text: seed_of([*one.items()][: len(one) // 2]) for text, one in named.items() if text not in known}
+        while left := [text for text in prefixes if text not in scores]:
+            present = crew()
+            shares = [[text for text in left if prefixes[text] % len(present) == n] for n in range(len(present))]
+            waiting = [one.score.remote(share) for one, share in zip(present, shares, strict=True)]
+            for one, share, reference in zip(present, shares, waiting, strict=True):
+                try:
+                    scores.update(zip(share, ray.get(reference), strict=True))
+                except RayActorError:
+                    here.remove(one)
+                    away[one.ready.remote()] = one
+        table.put.remote({text: scores[text] for text in prefixes})
+        return [scores[text] for text in texts]
 
     return score
 
@@ -255,6 +293,10 @@ class _Evaluator:
     def __init__(self, root: str) -> None:
         run = Run.load(root)
         self.score_all = open_scorer(run, run.workers.cache * run.workers.cpus // (os.cpu_count() or 1))
+
+    @ray.method(max_task_retries=-1)
+    def ready(self) -> None:
+        """Answers once it is there, however often it must be started for that."""
 
     def score(self, texts: list[str]) -> list[float | None]:
         scores = self.score_all([parse(text) for text in texts])

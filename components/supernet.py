@@ -16,9 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from components.run import Run
 from components.trainings import continue_training
-from components.workers import Teller, fits, watching
-
-RESTARTS = 3
+from components.workers import RESTARTS, Teller, fits, needs, watching
 
 
 def main(run: Run) -> None:
@@ -33,10 +31,7 @@ def main(run: Run) -> None:
                 scaling_config=ScalingConfig(
                     num_workers=run.workers.train,
                     use_gpu=bool(run.workers.gpus),
-                    resources_per_worker={
-                        "CPU": run.workers.cpus,
-                        **({"GPU": run.workers.gpus} if run.workers.gpus else {}),
-                    },
+                    resources_per_worker=needs(run),
                 ),
                 run_config=RunConfig(
                     name=f"supernet-{time.time_ns()}",

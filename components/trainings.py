@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from components.folder import Folder
 from components.job import Job
 from components.run import Run
-from components.workers import News, Teller, settle, watching
+from components.workers import RESTARTS, News, Teller, granted, settle, watching
 from nascore import group
 from nascore.methods import Method, from_json
 from nascore.net import Net, Supernet
@@ -23,6 +23,7 @@ from nascore.rows import Data, Mode, seed_of
 from nascore.space import parse
 from nascore.training import Fit, State, refit, train
 
+ROUTER = "router.safetensors"
 CHECKPOINT, REFITTED = "checkpoint.safetensors", "refitted.safetensors"
 TOLD_EVERY = 50
 
@@ -108,23 +109,28 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
     judged = 0 if method.stop.ranks else method.stop.rows
     seed = seed_of(job.seed, "alone", *((job.part,) if job.part >= 0 else ()))
 
-    def rows(split: str, mode: Mode = "resident", first: int = 0) -> Data:
+    def rows(split: str, mode: Mode = "resident", first: int = 0, half: int = -1) -> Data:
+        """The rows of the job's part, or every second of them, so that none that a sampler learns from judges it."""
         only = None if job.part < 0 else kinds(run, split) == job.part
+        if half >= 0:
+            halves = np.arange(schema.rows[split]) % 2 == half
+            only = halves if only is None else only & halves
         return run.rows(split, mode, device=device, first=first, shown=method.shown, only=only)
 
     def fresh(split: str) -> Fit:
         supernet = method.supernet(schema, method.space(schema).narrow(genotype), seed)
         if method.inherits:
-            method.begin(supernet.net, searched(run, method, job.of))
+            method.begin(supernet.net, searched(run, method.source, job.of))
         learning = method.learning if supernet.sampler.learns else None
-        held = rows("valid", run.workers.data) if learning else None
+        held = rows("valid", run.workers.data, half=1) if learning else None
         task, data = method.task(schema).to(device), rows(split, run.workers.data)
         return Fit(supernet.to(device), task, data, plan, seed, learning, held)
 
     def saved(name: str) -> State | None:
         return folder.read_tensors(name) if folder.exists(name) else None
 
-    fit, valid = fresh("train"), rows("valid", first=judged)
+    fit = fresh("train")
+    valid = rows("valid", first=judged, half=0 if fit.learning else -1)
     outcome = train(
         fit,
         lambda model: method.stop.measure(model, fit.task, valid),
@@ -159,10 +165,13 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
 
 
 def searched(run: Run, method: Method, of: str) -> Supernet:
-    """A method's supernet in a folder of the run, with its weights."""
+    """A method's supernet in a folder of the run, with its weights; settled, where `derive` has settled its gates."""
     supernet = method.supernet(run.schema, method.space(run.schema), run.seeds[0], searching=True)
     weights, own = run.checkpoint(of).read_tensors("weights.safetensors"), "supernet."
     supernet.load_state_dict({name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)})
+    folder = run.folder / "derive"
+    if method.routes and folder.exists(ROUTER):
+        supernet.sampler.get_buffer("threshold").copy_(folder.read_tensors(ROUTER)["gates.threshold"])
     return supernet
 
 
@@ -174,7 +183,7 @@ def kinds(run: Run, split: str) -> NDArray[np.int8]:
     return found
 
 
-@ray.remote(max_retries=3)
+@ray.remote(max_retries=RESTARTS)
 def _train_alone(root: str, job: Job, board: Any) -> dict[str, Any]:
     return train_alone(Run.load(root), job, Teller(board, f"{job.method['name']} {job.folder.partition('/')[2]}"))
 
@@ -183,7 +192,7 @@ def train_all(run: Run, stage: str, jobs: Sequence[Job]) -> list[dict[str, Any]]
     """Train every job on the cluster, as many at a time as there are cores or GPUs; results in the order of jobs."""
     with watching(stage) as board:
         overall, done = Teller(board, "models"), 0
-        task = _train_alone.options(num_cpus=run.workers.cpus, num_gpus=run.workers.gpus)
+        task = _train_alone.options(**granted(run))
         waiting = [task.remote(run.root, job, board) for job in jobs]
         results = dict[Any, dict[str, Any]]()
         pending = list(waiting)

@@ -79,11 +79,13 @@ def ours(run: Run, wanted: int) -> list[Tuning]:
         candidates = (run.folder / "search").read_json("candidates.json")
         scores = {one["model_id"]: one["score"] for one in candidates}
     for budget in run.budgets:
-        own = [one for one in everyone if one.budget == budget]
+        limits = run.method.limits(budget)
+        within = Budget(limits, run.method.price(run.schema))
+        own = [one for one in everyone if one.budget == budget and all(within.excess(part) <= 0 for part in one.parts)]
         found = [one for one in own if one.strategy in run.strategies] or own
         if not found:
             continue
-        best, limits = max(found, key=lambda one: scores.get(one.candidate, 0.0)), run.method.limits(budget)
+        best = max(found, key=lambda one: scores.get(one.candidate, 0.0))
         left = []
         for settings in configurations(run.method):
             kept = Budget(limits, run.method.tuned(settings).price(run.schema))

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
@@ -24,6 +25,9 @@ from nascore.methods import Scorer
 
 LINE_EVERY = 30.0
 TELL_EVERY = 0.5
+UNITS = {"CPU": ("CPUs", 1), "GPU": ("GPUs", 1), "memory": ("GiB", 1 << 30)}
+RESTARTS = 16
+"""How often a piece of work may lose its worker or node. Ray does not count actors whose node it drained in time."""
 
 
 def connect() -> None:
@@ -44,13 +48,26 @@ def connect() -> None:
 
 def fits(run: Run, workers: int) -> None:
     """Raise if so many workers can never run on a local cluster; say so where one may still grow."""
-    for unit, each in (("CPU", run.workers.cpus), ("GPU", run.workers.gpus)):
-        needed, there = workers * each, ray.cluster_resources().get(unit, 0)
-        if needed > there:
-            lacking = f"{workers} workers of {each:g} {unit}s each need more than the cluster's {there:g}"
+    for unit, each in needs(run).items():
+        there, (title, size) = ray.cluster_resources().get(unit, 0), UNITS[unit]
+        if workers * each > there:
+            lacking = f"{workers} workers of {each / size:g} {title} each need more than the cluster's {there / size:g}"
             if not running_cluster():
-                raise ValueError(f"{lacking}; lower --workers.train, --workers.evaluators, .cpus or .gpus")
+                raise ValueError(f"{lacking}; lower --workers.train, --workers.evaluators, .cpus, .gpus or .memory")
             print(f"  {lacking}; waiting for more", flush=True)
+
+
+def needs(run: Run, spared: float = 0.0) -> dict[str, float]:
+    """What one worker asks of a node, as Ray counts it; `spared` is what it leaves of its CPUs."""
+    memory = int(run.workers.memory * UNITS["memory"][1])
+    wanted = {"CPU": run.workers.cpus - spared, "GPU": run.workers.gpus, "memory": memory}
+    return {unit: each for unit, each in wanted.items() if each}
+
+
+def granted(run: Run, spared: float = 0.0) -> dict[str, float]:
+    """The same as options of a task or an actor of Ray."""
+    names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+    return {names[unit]: each for unit, each in needs(run, spared).items()}
 
 
 def settle(run: Run) -> str:
@@ -78,7 +95,7 @@ class _Board:
 
     def __init__(self) -> None:
         self.news: dict[str, News] = {}
-        self.failed = ""
+        self.failed: Any = ""
 
     def tell(self, key: str, news: News) -> None:
         self.news[key] = news
@@ -86,11 +103,16 @@ class _Board:
     def read(self) -> dict[str, News]:
         return self.news
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: Any) -> None:
         self.failed = self.failed or why
 
-    def failure(self) -> str:
+    def failure(self) -> Any:
         return self.failed
+
+
+def beside() -> dict[str, Any]:
+    """Options of an actor that is to live as long as this driver does: on the same node."""
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
 
 
 class Teller:
@@ -109,7 +131,7 @@ class Teller:
 def watching(stage: str) -> Iterator[Any]:
     """A board to tell progress to, shown live on a terminal and as a plain line every 30 s elsewhere."""
     connect()
-    board, over = _Board.remote(), threading.Event()  # type: ignore[attr-defined]
+    board, over = _Board.options(**beside()).remote(), threading.Event()  # type: ignore[attr-defined]
     show = _live if sys.stdout.isatty() else _lines
     thread = threading.Thread(target=show, args=(stage, board, over), daemon=True)
     thread.start()

@@ -214,15 +214,19 @@ class GatedNet(Net):
 
     def mask(self, mix: Mix) -> Tensor | None:
         """What multiplies the kept dimensions, (K,) or (B, K); None for ones."""
-        weights = [mix[name] for name in self.order if name in self.space.decisions]
-        if not any(isinstance(one, Tensor) for one in weights):
+        decided = {name: mix[name] for name in self.order if name in self.space.decisions}
+        tensors = [one for one in decided.values() if isinstance(one, Tensor)]
+        if not tensors:
             opened = [share for name in self.order for share in self.shares(name, mix)]
             if all(share == 1.0 for share in opened):
                 return None
             return torch.tensor(opened).to(self.tables.columns.device, non_blocking=True)
-        if self.space.decisions[self.order[0]].options[:1] == (WHOLE,):
-            weights = [one.expand(*one.shape[:-1], self.width) for one in weights if isinstance(one, Tensor)]
-        return torch.cat([one for one in weights if isinstance(one, Tensor)], -1)
+        parts, lead = list[Tensor](), tensors[0].shape[:-1]
+        for name in self.order:
+            weights = decided.get(name, ())
+            kept = weights if isinstance(weights, Tensor) else tensors[0].new_tensor(self.shares(name, mix))
+            parts.append(kept.expand(*lead, len(self.tables.kept[name])))
+        return torch.cat(parts, -1)
 
     @property
     def order(self) -> list[str]:

@@ -18,7 +18,6 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nascore.files import connect
 from nascore.ragged import Ragged
 from nascore.schema import Batch, Schema
 
@@ -80,7 +80,7 @@ class Data:
         shown: Shown = Shown(),  # noqa: B008
         only: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.fs, self.folder = fsspec.core.url_to_fs(url)
+        self.fs, self.folder = connect(url)
         self.schema = Schema.from_json(self.fs.cat_file(f"{self.folder}/schema.json").decode())
         self.split, self.splits = split, tuple(split.split("+"))
         self.device, self.mode, self.rank, self.world, self.window = device, mode, rank, world, window

@@ -2,7 +2,8 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,26 @@ from nascore.datasets import DataError, Feature
 from nascore.schema import Column, Side
 
 Ids = NDArray[np.int32]
+VALUES_A_TABLE = 131_072
+UNKNOWN, SHARED, BINS = "0", "crc32", "bins"
+"""Under `unknown` in the metadata of a table of values and ids: what becomes of a value that does not stand there.
+
+`0`: it has id 0. `crc32`: the id of row crc32(repr(value)) % rows, null none the less 0. `bins`: there are no values
+but numbers `from` which on an id holds, in order; null and what is no finite number have 0, and without rows all have.
+"""
 
 
 class Vocabulary:
     """Ids from 1 on in order of first appearance; 0 is null, or unknown once the vocabulary no longer grows.
 
-    most: once it holds so many values, further ones share their ids by a hash; 0 for no limit.
+    most: once it holds so many values, further ones share their ids by a hash; 0 for no limit. kind: the type of its
+    values.
     """
 
     def __init__(self, most: int = 0) -> None:
         self.ids: dict[object, int] = {}
         self.most = most
+        self.kind: pa.DataType = pa.null()
 
     def __len__(self) -> int:
         return len(self.ids) + 1
@@ -32,6 +42,9 @@ class Vocabulary:
     def encode(self, values: pa.Array | pa.ChunkedArray, grow: bool = True) -> Ids:
         """The ids of an array of values. Shape (rows,)."""
         array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        if grow and array.type != self.kind:
+            both = [pa.schema([("value", kind)]) for kind in (self.kind, array.type)]
+            self.kind = pa.unify_schemas(both, promote_options="permissive").field(0).type
         coded = array.dictionary_encode()
         known = self.ids
         values_seen = [value for value in coded.dictionary.to_pylist() if value is not None]
@@ -39,7 +52,7 @@ class Vocabulary:
             for value in values_seen:
                 if value not in known and not (self.most and len(known) >= self.most):
                     known[value] = len(known) + 1
-        full = bool(self.most) and len(known) >= self.most
+        full = self.full
         found = [
             known.get(v) or (self._shared(v) if full and v is not None else 0) for v in coded.dictionary.to_pylist()
         ]
@@ -47,6 +60,30 @@ class Vocabulary:
         place = np.asarray(pc.fill_null(pc.add(coded.indices.cast(pa.int32()), 1), 0))
         ids_B: Ids = ids[place]
         return ids_B
+
+    @property
+    def full(self) -> bool:
+        """Whether further values share ids."""
+        return bool(self.most) and len(self.ids) >= self.most
+
+    def tables(self, new: Ids | None = None) -> Iterator[pa.Table]:
+        """Its values and their ids in order, in one table or more; see `UNKNOWN`.
+
+        new: other ids in the place of its own, those with 0 left out where the rule allows. Null is never a value.
+        """
+        kind = pa.string() if pa.types.is_null(self.kind) else self.kind
+        about = {"unknown": SHARED if self.full else UNKNOWN}
+        schema = pa.schema([("value", kind), ("id", pa.int32())], metadata=about)
+        entries = iter(self.ids.items())
+        part = list(islice(entries, VALUES_A_TABLE))
+        while True:
+            id_V = np.array([number for _, number in part], np.int32)
+            id_V = id_V if new is None else new[id_V]
+            columns = [pa.array([value for value, _ in part], kind), pa.array(id_V)]
+            table = pa.table(columns, schema=schema)
+            yield table if self.full else table.filter(pa.array(id_V > 0))
+            if not (part := list(islice(entries, VALUES_A_TABLE))):
+                return
 
     def _shared(self, value: object) -> int:
         return zlib.crc32(repr(value).encode()) % self.most + 1
@@ -65,6 +102,7 @@ class Entities:
         self.values: dict[str, dict[int, Any]] = {feature.name: {} for feature in self.own}
         self.since: dict[int, int] = {}
         self.tabled: set[int] = set()
+        self.known: dict[str, Iterable[pa.Table]] = {}
 
     def add_table(self, table: pa.Table) -> None:
         """Take the features that an entity table holds; keys that never occur in the log are left out.
@@ -95,8 +133,12 @@ class Entities:
             self.values[feature.name].update((int(ids[row]), value) for row, value in zip(rows, values, strict=True))
 
     def finish(self) -> tuple[list[Column], pa.Table, dict[str, str]]:
-        """The columns, one row of ids for each key (row 0 is the unknown key), and the digest of each vocabulary."""
+        """The columns, one row of ids for each key (row 0 is the unknown key), and the digest of each vocabulary.
+
+        `known` then holds which values each feature's ids stand for, as tables.
+        """
         count = len(self.keys)
+        self.known = {self.key: self.keys.tables()}
         columns, arrays = [], {self.key: pa.array(np.arange(count, dtype=np.int32))}
         digests = {self.key: self.keys.digest()}
         for feature in self.features:
@@ -108,6 +150,7 @@ class Entities:
             if feature.kind == "number":
                 columns.append(Column(feature.name, self.side, "category", feature.bins + 1))
                 arrays[feature.name] = pa.array(binned(values, feature.bins))
+                self.known[feature.name] = [bins_table(values, feature.bins)]
                 continue
             vocabulary = Vocabulary()
             if feature.kind == "category":
@@ -122,12 +165,29 @@ class Entities:
                 arrays[feature.name] = pa.FixedSizeListArray.from_arrays(pa.array(padded.ravel()), width)
                 columns.append(Column(feature.name, self.side, "set", len(vocabulary), width))
             digests[feature.name] = vocabulary.digest()
+            self.known[feature.name] = vocabulary.tables()
         return columns, pa.table(arrays), digests
 
 
 def binned(values: list[object], bins: int) -> Ids:
     """Numbers to quantile bins 1..bins; 0 for null and NaN."""
-    numbers = np.array([np.nan if value is None else value for value in values], np.float64)
+    numbers = _numbers(values)
+    place = np.searchsorted(_edges(numbers, bins), numbers, side="right")
+    return np.where(np.isfinite(numbers), place + 1, 0).astype(np.int32)
+
+
+def bins_table(values: list[object], bins: int) -> pa.Table:
+    """From which number on each of those bins holds; see `BINS`."""
+    numbers = _numbers(values)
+    start = np.concatenate([[-np.inf], _edges(numbers, bins)]) if np.isfinite(numbers).any() else np.zeros(0)
+    columns = {"from": start, "id": np.arange(1, len(start) + 1, dtype=np.int32)}
+    return pa.table(columns).replace_schema_metadata({"unknown": BINS})
+
+
+def _numbers(values: list[object]) -> NDArray[np.float64]:
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _edges(numbers: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     known = np.isfinite(numbers)
-    edges = np.quantile(numbers[known], np.arange(1, bins) / bins) if known.any() else np.zeros(0)
-    return np.where(known, np.searchsorted(edges, numbers, side="right") + 1, 0).astype(np.int32)
+    return np.quantile(numbers[known], np.arange(1, bins) / bins) if known.any() else np.zeros(0)

@@ -9,31 +9,60 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
+from pipelines import _submit
+
 if TYPE_CHECKING:
     from components.run import Run
 
 FOLDER = Path(__file__).parent
+EXITS = """\
+Exit codes: 0 done, 1 a bug of ours, 2 a wrong command line or settings, 3 data that cannot be used, 4 a budget that no
+architecture keeps, 5 storage or cluster, where the same command continues, 130 interrupted"""
+COMPILER = "kubeflow"
+"""A file here that is no pipeline: it compiles one."""
+
+NIGHT = "nightly"
+"""The file here whose runs are made night by night."""
+
+EXPORT = "export"
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0 when the run is done, 1 when a stage failed, 2 for a wrong command line."""
+    """The exit code: 0 when the run is done, otherwise by the class of what went wrong, see `EXITS`."""
     names = sorted(file.stem for file in FOLDER.glob("*.py") if not file.stem.startswith("_"))
+    names = [name for name in names if name not in (COMPILER, NIGHT)]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m pipelines <name> --root FOLDER --dataset NAME [--raw FOLDER] [options]\n")
         for name in names:
             print(f"  {name:12} {_headline(name)}")
         print("\nThe options of one: python -m pipelines <name> --help")
+        print("On a Ray cluster elsewhere: python -m pipelines <name> … --submit http://HOST:8265 [--detach]")
+        print("A job that runs there: python -m pipelines --submit http://HOST:8265 --status | --follow | --stop ID")
+        print("As a Kubeflow pipeline: python -m pipelines kubeflow <name> … -o pipeline.yaml")
+        print("Each night, as far as needed: python -m pipelines nightly --registry URL --raw URL [options]")
+        print("A model of a finished run as files that need no nascore: python -m pipelines export RUN [--model LABEL]")
+        print(f"\n{EXITS}")
         return 0 if arguments else 2
-    if arguments[0] not in names:
+    if arguments[0] == EXPORT:
+        return int(import_module("components.export").main(arguments[1:]))
+    if arguments[0] == NIGHT:
+        return int(import_module(f"pipelines.{NIGHT}").main(arguments[1:]))
+    sent = _submit.asked(arguments)
+    if arguments[0] not in (*names, COMPILER) and not (sent and arguments[0].startswith("-")):
         print(f"error: no pipeline {arguments[0]!r}; there are: {', '.join(names)}", file=sys.stderr)
         return 2
     try:
+        if arguments[0] == COMPILER:
+            return _compiled(arguments[1:], names)
+        if sent:
+            return _submit.main(arguments, described)
         run = parse(arguments[0], arguments[1:])
     except Exception as error:
-        if (why := import_module("components.run").told(error)) is None:
+        errors = import_module("components.errors")
+        if (why := errors.told(error)) is None:
             raise
         print(f"error: {why}", file=sys.stderr)
-        return 2
+        return int(errors.exit_code(error))
     return execute(run)
 
 
@@ -42,11 +71,40 @@ def _headline(name: str) -> str:
         return file.readline().strip().strip('"')
 
 
+def _compiled(arguments: list[str], names: list[str]) -> int:
+    """What `kubeflow` asks for; kfp is an extra."""
+    try:
+        kubeflow = import_module("pipelines.kubeflow")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("kfp"):
+            raise
+        raise ValueError(f"{error}: pip install 'nascore[kubeflow]'") from error
+    return int(kubeflow.main(arguments, names, parse, described))
+
+
 def parse(name: str, arguments: list[str]) -> "Run":
-    """The run that a command line describes; `--preset` changes the method's defaults before anything else is read."""
+    """The run that a command line describes."""
+    run: Run = _function(name)(**_options(name, arguments))
+    return run
+
+
+def described(name: str, arguments: list[str]) -> dict[str, Any]:
+    """The options of a command line as they are written; raises for what can be known to be wrong without its data."""
+    known = _options(name, arguments)
+    if all(one.startswith("{") for one in known.get("given", ())):
+        _function(name)(**known).check_options()
+    return known
+
+
+def _function(name: str) -> Any:
+    return getattr(import_module(f"pipelines.{name}"), name)
+
+
+def _options(name: str, arguments: list[str]) -> dict[str, Any]:
+    """All options of a pipeline; `--preset` changes the method's defaults before anything else is read."""
     import jsonargparse
 
-    function = getattr(import_module(f"pipelines.{name}"), name)
+    function = _function(name)
     about = function.__doc__.split("\n")[0]
     parser = jsonargparse.ArgumentParser(prog=f"python -m pipelines {name}", description=about)
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
@@ -60,8 +118,7 @@ def parse(name: str, arguments: list[str]) -> "Run":
     if chosen in method.presets:
         parser.set_defaults(_flat("method", method.presets[chosen]))
     known = parser.instantiate(parser.parse_args(arguments)).as_dict()
-    run: Run = function(**{name: value for name, value in known.items() if name not in ("config", "preset")})
-    return run
+    return {name: value for name, value in known.items() if name not in ("config", "preset")}
 
 
 def _underscored(argument: str) -> str:
@@ -112,8 +169,7 @@ def _flat(prefix: str, settings: Any) -> dict[str, Any]:
 
 def execute(run: "Run") -> int:
     """Take a run through its stages; finished ones are skipped, so the same command continues or does nothing."""
-    of_runs = import_module("components.run")
-    of_runs.environment()
+    import_module("components.run").environment()
     begun = False
     try:
         run.check()
@@ -127,12 +183,13 @@ def execute(run: "Run") -> int:
             import_module(f"components.{stage}").main(run)
             print(f"{stage}: done in {time.monotonic() - started:.1f} s", flush=True)
     except (Exception, KeyboardInterrupt) as error:
-        if of_runs.told(error) is None:
+        errors = import_module("components.errors")
+        if (why := errors.told(error)) is None:
             raise
-        print(f"error: {of_runs.told(error)}", file=sys.stderr)
+        print(f"error: {why}", file=sys.stderr)
         if begun:
             print("What is finished stays; the same command continues.", file=sys.stderr)
-        return 1
+        return int(errors.exit_code(error))
     if (run.folder / "report").done:
         print(f"Report: {run.folder.url}/report/index.html")
     return 0

@@ -19,6 +19,7 @@ from components.run import Run
 from nascore.methods import Method
 from nascore.methods.dnn import Dnn
 from nascore.methods.popularity import Popularity
+from tests import swift
 
 torch.set_num_threads(1)
 
@@ -55,6 +56,16 @@ def cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[swift.Server]:
+    """A real S3 server on this machine; tests that need one are skipped where it cannot be had."""
+    try:
+        with swift.serving(tmp_path_factory.mktemp("swift")) as server:
+            yield server
+    except swift.Unavailable as why:
+        pytest.skip(str(why))
 
 
 @pytest.fixture

@@ -24,16 +24,17 @@ from nascore import plugins
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("the package itself", "nascore"),
-    ("ground", "space cost schema metrics plugins group negatives attention buckets ragged storage s3"),
-    ("galleries and rows", "ops samplers strategies tasks datasets protocols rows tables sparse"),
+    ("ground", "space cost schema metrics plugins group negatives attention buckets ragged storage s3 files"),
+    ("galleries and rows", "ops samplers strategies tasks datasets protocols rows tables sparse days drift"),
     ("net", "net"),
     ("fitness", "fitness"),
     ("training", "training"),
     (
         "what methods share",
-        "two_tower prefix_scoring click_net nasrec_net head_scoring sequence_net dnsrec_net gated_net pruned_net routing",
+        "two_tower prefix_scoring click_net nasrec_net head_scoring sequence_net dnsrec_net gated_net pruned_net "
+        "routing",
     ),
-    ("methods", "methods"),
+    ("methods", "methods gated_rival"),
     ("components", "components"),
     ("pipelines", "pipelines"),
 )
@@ -42,8 +43,10 @@ GALLERIES = ("ops", "samplers", "strategies", "tasks", "datasets", "protocols", 
 OPTUNA = {"nascore.strategies.tpe", "nascore.strategies.nsga2"}
 PLUMBING = {
     "components",
-    *(f"components.{name}" for name in "errors folder run workers job trainings finalists models spills examples".split()),
-    *(f"components.{name}" for name in "told page pictures search_sections kinds_section".split()),
+    *(f"components.{name}" for name in "folder run workers job trainings finalists models spills examples".split()),
+    *(f"components.{name}" for name in "errors told page pictures search_sections kinds_section".split()),
+    *(f"components.{name}" for name in "lease registry versions warm".split()),
+    *(f"components.{name}" for name in "vocabularies programs item_index card".split()),
 }
 SPLIT_READERS = ("components.prepare", "components.examples", "components.spills", "components.evaluate")
 SHY = {"ray": ("components", "pipelines"), "optuna": tuple(OPTUNA), "kfp": ("pipelines.kubeflow",)}

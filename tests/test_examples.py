@@ -209,7 +209,7 @@ def files(run: Run) -> dict[str, bytes]:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_files_hang_on_the_rows_alone(prepared: Prepare, monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
     wanted = files(prepared(Rows(drawn()), protocol))
-    assert len(wanted) == 3 + 2
+    assert len(wanted) == 3 + 4 + 2, "rows, vocabularies, statistics and schema"
     assert files(prepared(Rows(drawn()), protocol)) == wanted
     assert files(prepared(Rows(drawn(), size=7), protocol)) == wanted, "in whatever tables they come"
     monkeypatch.setattr(examples, "CHUNK", 50)

@@ -209,7 +209,8 @@ def again(run: Run, root: Path, **changes: Any) -> Run:
 
 def test_the_same_log_gives_the_same_files(prepared: Prepared, tmp_path: Path) -> None:
     assert files(again(prepared(), tmp_path).root) == files(prepared().root)
-    assert len(files(tmp_path.as_posix())) == 3 + 3 + 2 + 2, "rows, histories, entities, statistics and schema"
+    parts = 3 + 3 + 2 + 8 + 2
+    assert len(files(tmp_path.as_posix())) == parts, "rows, histories, entities, vocabularies, statistics and schema"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -16,6 +16,7 @@ import torch
 from components import diagnose, evaluate, retrain, search, supernet
 from components.run import Diagnosis, Run, Workers
 from components.trainings import continue_training
+from components.workers import granted, needs
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
@@ -68,6 +69,26 @@ def test_workers_that_no_machine_can_hold_are_an_error(run_with: RunWith, stage:
     run = run_with(METHOD, budgets=("",), workers=Workers(train=4, evaluators=4))
     with pytest.raises(ValueError, match="4 workers of 1 CPUs each need more than the cluster's 2; lower --workers"):
         stage.main(run)
+    run = run_with(METHOD, budgets=("",), workers=Workers(memory=1 << 20))
+    with pytest.raises(ValueError, match="1 workers of 1.04858e.06 GiB each need more than the cluster's .* .memory"):
+        stage.main(run)
+
+
+def test_what_a_worker_needs_is_asked_of_ray(run_with: RunWith) -> None:
+    plain, large = (run_with(workers=workers) for workers in (Workers(), Workers(cpus=4, gpus=0.5, memory=1.5)))
+    assert needs(plain) == {"CPU": 1} and granted(plain) == {"num_cpus": 1}
+    assert needs(large, spared=0.25) == {"CPU": 3.75, "GPU": 0.5, "memory": 3 << 29}
+    assert granted(large) == {"num_cpus": 4, "num_gpus": 0.5, "memory": 3 << 29}
+
+
+def test_workers_may_ask_for_memory(run_with: RunWith) -> None:
+    run = run_with(replace(METHOD, steps=4, candidates=8), strategies=("random:batch=4",), budgets=("",), seeds=(0,))
+    run = replace(run, workers=Workers(memory=0.25))
+    run.save()
+    supernet.main(run)
+    search.main(run)
+    retrain.main(run)
+    assert run.folder.exists("retrain/done.json")
 
 
 def test_searches_do_not_depend_on_the_evaluators_and_leave_the_weights_alone(run_with: RunWith) -> None:

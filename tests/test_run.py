@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from components import run as running
+from components.errors import told as line_of
 from components.run import STAGES, Diagnosis, Folder, Run, Workers
-from components.run import told as line_of
 from nascore import space
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower

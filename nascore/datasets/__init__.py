@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar, Literal, get_args
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 from numpy.typing import NDArray
 
+from nascore.files import connect
 from nascore.schema import Kind, Side
 
 CHUNK = 131_072
@@ -89,7 +89,7 @@ class Dataset(ABC):
         self.raw = raw.rstrip("/")
         self.on_bad_row = on_bad_row
         self.bad: Counter[str] = Counter()
-        self.fs, self.folder = fsspec.core.url_to_fs(self.raw)
+        self.fs, self.folder = connect(self.raw)
 
     @abstractmethod
     def layout(self) -> Layout:

@@ -25,11 +25,14 @@ Without both keys the rows stand by themselves, as in click prediction, and so d
     features:
       - {name: site, fewest: 2, most: 100000}     # ids for values of so many training rows, and for so many values
       - {name: price, kind: number}
+
+`parquet:days=2026-01-30+2026-01-31` reads of the rows only those in the folders `day=<date>`. Where rows stand by
+themselves their timestamps are then seconds within that day, by the order of the rows unless there are dates or times.
 """
 
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, ClassVar, get_args
@@ -40,7 +43,8 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow import types
 
-from nascore.datasets import CHUNK, DataError, Dataset, Feature, Layout
+from nascore import days as partitions
+from nascore.datasets import CHUNK, DataError, Dataset, Feature, Layout, OnBadRow
 from nascore.schema import Kind, Side
 
 SCHEMA = "schema.yaml"
@@ -104,7 +108,12 @@ class Parquet(Dataset):
         "leave_one_out",
         "stratified",
         "temporal",
+        "newest_day",
     )
+
+    def __init__(self, raw: str, on_bad_row: OnBadRow = "error", days: str = "") -> None:
+        super().__init__(raw, on_bad_row)
+        self.days = partitions.dates(days)
 
     def layout(self) -> Layout:
         return self._plan.layout
@@ -121,7 +130,9 @@ class Parquet(Dataset):
             described = _Description(f"{self.raw}/{SCHEMA}", stream.read())
         layout = described.layout
         tables = {side: self._matching(f"tables: {side}", pattern) for side, pattern in described.tables.items()}
-        log = self._matching("rows", described.rows, but={file for files in tables.values() for file in files})
+        patterns = [f"{partitions.COLUMN}={day}/{described.rows.rpartition('/')[2]}" for day in self.days]
+        beside = {file for files in tables.values() for file in files}
+        log = [file for one in patterns or [described.rows] for file in self._matching("rows", one, beside)]
         footers = {file: self._footer(file) for files in (*tables.values(), log) for file in files}
 
         in_log = {layout.user: "key", layout.item: "key", layout.timestamp: "timestamp", layout.label or "": "label"}
@@ -148,6 +159,8 @@ class Parquet(Dataset):
             if len(in_table[side]) == 1:
                 raise DataError(f"{self.raw}/{SCHEMA}: tables: {side}: no feature stands in {table}; name one")
         sources = {side: _Source(tuple(files), in_table[side]) for side, files in tables.items()}
+        if self.days and not layout.user:
+            layout = replace(layout, timestamp=layout.timestamp or partitions.COLUMN)
         return _Plan(layout, _Source(tuple(log), in_log), sources)
 
     def _matching(self, setting: str, pattern: str, but: Collection[str] = ()) -> list[str]:
@@ -181,6 +194,7 @@ class Parquet(Dataset):
                     raise DataError(f"{self.raw}/{file}: column {name!r} is {kind}, but in {files[0]} it is {before}")
 
     def _read(self, source: _Source) -> Iterator[pa.Table]:
+        dated = partitions.Clock(self.open, source.files) if self.days and not self._plan.layout.user else None
         for file in source.files:
             self.bad.pop(file, None)
             first = 1
@@ -192,6 +206,10 @@ class Parquet(Dataset):
                         if role in NEEDED:
                             broken[f"the {role} {name!r} is missing"] = pc.is_null(batch[name], nan_is_null=True)
                         columns[name] = _converted(batch[name], role)
+                    if dated is not None:
+                        name = self._plan.layout.timestamp
+                        known = name in source.roles and not types.is_integer(batch[name].type)
+                        columns[name] = dated.seconds(file, first, len(batch), columns[name] if known else None)
                     if len(table := self.sound(file, first, pa.table(columns), broken)):
                         yield table
                     first += len(batch)

@@ -67,7 +67,8 @@ class IHAS(Method):
         clusters: Kinds of rows.
         majority: The share of a kind's rows that must keep a dimension.
         models: What is tested: clusters, a model for each kind; single, one for all rows (iHAS-2); open, one that keeps
-            all dimensions (Base); gates, the supernet itself with settled gates (iHAS-1).
+            all dimensions (Base); gates, the supernet itself with settled gates (iHAS-1). The latter two only where a
+            budget allows all dimensions.
         wearers: Other click nets to train, each behind the settled gates of every row (Table 3).
         inherit: Whether what is cut out keeps its weights when it is trained alone.
         learner: How the gates are learned.
@@ -176,23 +177,23 @@ class IHAS(Method):
 
     @property
     def kinds(self) -> int:
-        return self.clusters
+        return self.clusters if "clusters" in self.models else 1
 
     def router(self, supernet: Supernet, kinds: int) -> Router:
         return Router(supernet, kinds)
 
     def derive(self, space: Space, open_PG: NDArray[np.float64], row_P: NDArray[np.int64]) -> list[Derived]:
         whole = {name: decision.options for name, decision in space.decisions.items()}
-        single = Derived("single", (self.kept(space, row_P @ open_PG / row_P.sum()),))
-        derived = list[Derived]()
+        derived = dict[str, Derived]()
         for kind in self.models:
             if kind == "clusters" and len(open_PG) > 1:
-                derived.append(Derived(kind, tuple(self.kept(space, open_G) for open_G in open_PG)))
-            elif kind in ("clusters", "single"):
-                derived += [single] if single not in derived else []
-            else:
-                derived.append(Derived(kind, (whole,), kept=kind == "gates"))
-        return derived + [Derived(f"gates on {spec}", ({},), wearer=spec) for spec in self.wearers]
+                derived[kind] = Derived(kind, tuple(self.kept(space, open_G) for open_G in open_PG))
+            elif kind in ("clusters", "single") and "single" not in derived:
+                derived["single"] = Derived("single", (self.kept(space, row_P @ open_PG / row_P.sum()),))
+            elif kind in ("open", "gates") and space.allows(whole):
+                derived[kind] = Derived(kind, (whole,), kept=kind == "gates")
+        worn = (Derived(f"gates on {spec}", ({},), wearer=spec) for spec in self.wearers)
+        return [*derived.values(), *worn]
 
     def wearing(self, spec: str) -> Method:
         method: Method = plugins.build("methods", "worn", gates=self, behind=spec, training=self.training)
@@ -200,18 +201,26 @@ class IHAS(Method):
 
     def kept(self, space: Space, open_G: NDArray[np.float64]) -> Genotype:
         """The options that a majority of rows keeps; within a budget, of as large a majority as that takes."""
+        genotype: dict[str, tuple[str, ...]] = {}
         for share in sorted({self.majority, *open_G[open_G > self.majority].tolist()}):
-            each, genotype = iter(open_G.tolist()), dict[str, tuple[str, ...]]()
-            for name, one in space.decisions.items():
-                genotype[name] = tuple(option for option in one.options if next(each) >= share)
+            each, least = iter(open_G.tolist()), genotype
+            genotype = {
+                name: tuple(option for option in one.options if next(each) >= share)
+                for name, one in space.decisions.items()
+            }
             if not any(genotype.values()):
                 break
             if space.allows(genotype):
                 return genotype
-        limits = "".join(f", and what fewer keep needs {one.explain(genotype)}" for one in space.constraints)
+        if share == self.majority:
+            raise Infeasible(
+                f"no dimension is kept by {share:.2f} of a kind's rows: lower --method.sparsity or --method.majority, "
+                "or train the supernet for longer"
+            )
+        needs = "; ".join(one.explain(least if not any(genotype.values()) else genotype) for one in space.constraints)
         raise Infeasible(
-            f"no dimension is kept by {share:.2f} of a kind's rows{limits}: lower --method.sparsity or "
-            "--method.majority, or train the supernet for longer"
+            f"even what the most of a kind's rows keep needs more than the budget allows: {needs}; raise it, or lower "
+            "--method.sparsity"
         )
 
     def tunables(self) -> Space:
@@ -222,7 +231,8 @@ def worn(spec: str, embedding: int, training: ClickTraining) -> ClickBaseline | 
     """The click net that stands behind the gates, if there is one."""
     if not spec:
         return None
-    behind = plugins.build("methods", spec, embedding=embedding, training=training)
-    if not isinstance(behind, ClickBaseline):
-        raise ValueError(f"behind={spec!r} is no hand-made click net")
+    kind = plugins.load("methods", spec.partition(":")[0])
+    if not issubclass(kind, ClickBaseline) or "embedding" not in kind.__dataclass_fields__:
+        raise ValueError(f"{spec!r} cannot stand behind gates: it is no hand-made click net that has vectors")
+    behind: ClickBaseline = plugins.build("methods", spec, embedding=embedding, training=training)
     return behind

@@ -126,7 +126,7 @@ class Bernoulli(Sampler):
         if self.hard and not torch.is_grad_enabled():
             return hard
         soft = ((logit - uniform.logit()) / self.tau(step)).sigmoid()
-        return hard + soft - soft.detach() if self.hard else soft
+        return hard + (soft - soft.detach()) if self.hard else soft
 
     def uniform(self, x: Any, logit: Tensor, seed: int) -> Tensor:
         """Uniform numbers in (0, 1) for every gate."""
@@ -153,8 +153,9 @@ class Bernoulli(Sampler):
         """The mean probability of the last draw, and how far gates are from it."""
         if self.last is None:
             return {}
-        spread = (self.last - self.last.mean(-1, keepdim=True)).abs().mean()
-        return {"open": float(self.last.mean()), "polarization": float(spread)}
+        last = self.last.detach()
+        spread = (last - last.mean(-1, keepdim=True)).abs().mean()
+        return {"open": float(last.mean()), "polarization": float(spread)}
 
 
 def opened(space: Space, kept: Sequence[tuple[str, str]]) -> Genotype:
@@ -201,7 +202,7 @@ def valleys(count_BH: Tensor) -> Tensor:
     neighbours, with values on both sides (iHAS §3.3.3, where it is 100 bins without means, which for a few hundred
     values is noise).
     """
-    bins = count_BH.shape[1]
+    bins, count_BH = count_BH.shape[1], count_BH.double()
     smooth_BH = torch.nn.functional.avg_pool1d(count_BH[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
     slope_BE = smooth_BH.diff(dim=1)
     left_BH, all_B1 = count_BH.cumsum(1), count_BH.sum(1, keepdim=True)

@@ -1,0 +1,202 @@
+"""Versions of click models: what a finished run found, made into a folder that scores raw rows by itself.
+
+`weights-<part>.safetensors`, `schema.json`, `vocabulary/<feature>.parquet`, `profile.json` (what the training rows were
+like, see `nascore.drift`), `router.safetensors` where kinds of rows have models of their own, and from what a later
+search begins: `supernet.safetensors`, if one was trained, and `front.json`.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from components.finalists import Finalist, contenders, trained
+from components.folder import Folder
+from components.run import Run
+from components.vocabularies import VOCABULARY, path
+from nascore import metrics
+from nascore.datasets import Dataset, Layout
+from nascore.methods import Method, from_json
+from nascore.net import Supernet
+from nascore.routing import Routed
+from nascore.schema import Batch, Schema
+from nascore.space import Space, parse
+from nascore.tables import SHARED
+from nascore.tasks import Model
+from nascore.training import load
+
+SUPERNET, ROUTER, FRONT, PROFILE = "supernet.safetensors", "router.safetensors", "front.json", "profile.json"
+ROWS = 8_192
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The ids of a feature's values. values: those with a row; shared: whether others share ids by a hash."""
+
+    values: pa.Array
+    ids: NDArray[np.int32]
+    shared: bool
+
+    @staticmethod
+    def read(folder: Folder, name: str) -> "Words":
+        """Those of a prepared run, or of a version."""
+        with folder.fs.open(f"{folder.path}/{path(name)}", "rb") as stream:
+            table = pq.read_table(stream)
+        unknown = (table.schema.metadata or {}).get(b"unknown", b"").decode()
+        ids = np.asarray(table["id"], np.int32)
+        return Words(table["value"].combine_chunks(), ids, unknown == SHARED)
+
+    def encode(self, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
+        """The ids of an array of values. Shape (rows,)."""
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        coded = array.dictionary_encode()
+        place, found = self.places(coded.dictionary), np.zeros(len(coded.dictionary) + 1, np.int32)
+        for at, (row, value) in enumerate(zip(place, coded.dictionary.to_pylist(), strict=True), 1):
+            if row is not None:
+                found[at] = self.ids[row]
+            elif self.shared and value is not None:
+                found[at] = self.ids[zlib.crc32(repr(value).encode()) % len(self.ids)]
+        place_B = np.asarray(pc.fill_null(pc.add(coded.indices.cast(pa.int32()), 1), 0))
+        id_B: NDArray[np.int32] = found[place_B]
+        return id_B
+
+    def places(self, values: pa.Array) -> list[int | None]:
+        """The row of each value, None where it has none; values of a type that is not alike have none."""
+        try:
+            found: list[int | None] = pc.index_in(values, value_set=self.values.cast(values.type)).to_pylist()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return [None] * len(values)
+        return found
+
+
+class Version:
+    """A version as it scores raw rows.
+
+    folder: where it stands. about: what it was sealed with.
+    """
+
+    def __init__(self, folder: Folder, about: dict[str, Any]) -> None:
+        self.folder, self.about = folder, about
+        self.method: Method = from_json(about["method"])
+        self.schema = Schema.from_json(folder.read_text("schema.json"))
+        self.words = {one.name: Words.read(folder, one.name) for one in self.schema.columns if one.kind == "category"}
+        self.model = self._model()
+
+    def _model(self) -> Model:
+        task = self.method.task(self.schema).eval()
+        parts = []
+        for place, part in enumerate(self.about["parts"]):
+            kept, whole = self.about["kept"], self.method.space(self.schema)
+            space = whole if kept else whole.narrow(parse(part))
+            supernet = self._net(self.method, space, searching=kept)
+            load(supernet, task, self.folder.read_tensors(f"weights-{place}.safetensors"))
+            parts.append(supernet.eval())
+        if len(parts) == 1:
+            return parts[0].steadily
+        source = self._net(self.method, self.method.space(self.schema), searching=True)
+        router = self.method.router(source, len(parts))
+        router.load_state_dict(self.folder.read_tensors(ROUTER))
+        return Routed(router.eval(), [part.steadily for part in parts])
+
+    def _net(self, method: Method, space: Space, searching: bool) -> Supernet:
+        return method.supernet(self.schema, space, 0, searching)
+
+    def logits(self, table: pa.Table) -> torch.Tensor:
+        """The logit of a click for each raw row. Shape (rows,)."""
+        columns = {}
+        for column in self.schema.columns:
+            raw = table[column.name]
+            if column.kind == "category":
+                columns[column.name] = torch.from_numpy(self.words[column.name].encode(raw))
+            else:
+                value = np.asarray(raw.cast(pa.float32(), safe=False).fill_null(float("nan")))
+                columns[column.name] = torch.from_numpy(np.where(np.isfinite(value), value, np.float32("nan")))
+        batch = Batch(columns, {}, torch.arange(len(table)))
+        with torch.inference_mode():
+            found: torch.Tensor = torch.cat([self.model(batch.take(part)) for part in batch.rows.split(ROWS)])
+        return found
+
+    def losses(self, dataset: Dataset) -> Values:
+        """The log loss of each raw row, in nats, in the order of the files. Shape (rows,)."""
+        found = [
+            metrics.log_loss(self.logits(table), torch.from_numpy(np.array(label))).numpy()
+            for table, label in labelled(dataset)
+        ]
+        return np.concatenate(found)
+
+
+def labelled(dataset: Dataset) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:
+    """The raw rows of a log, some at a time, with their labels."""
+    label = dataset.layout().label
+    for table in dataset.rows():
+        yield table, np.asarray(table[label])
+
+
+def differs(schema: Schema, layout: Layout) -> list[str]:
+    """The features that the raw rows do not have as a version's schema does, or have besides."""
+    there = {one.name: one.kind for one in layout.features}
+    known = {column.name: column.kind for column in schema.columns}
+    return sorted(name for name in there | known if there.get(name) != known.get(name))
+
+
+def best(run: Run) -> tuple[Finalist, int]:
+    """Of all that a finished run compares what is best on validation rows in the mean over seeds, and its best seed."""
+
+    def value(one: Finalist, seed: int) -> float:
+        results = [(run.folder / trained(one, seed, part)).read_json("result.json") for part in range(len(one.parts))]
+        rows = sum(result["judged"] for result in results)
+        return float(sum(result["value"] * result["judged"] for result in results) / rows)
+
+    compared = [one for one in contenders(run) if not one.kept]
+    if not compared:
+        (kept, *_) = contenders(run)
+        return kept, run.seeds[0]
+    one = max(compared, key=lambda one: sum(value(one, seed) for seed in run.seeds))
+    return one, max(run.seeds, key=lambda seed: value(one, seed))
+
+
+def write(run: Run, target: Folder, profile: Any, base: Method) -> dict[str, Any]:
+    """Copy the best model of a finished run into a version's folder; what to seal it with.
+
+    base: the method as it was asked for, before anything of it was tuned or shortened.
+    """
+    one, seed = best(run)
+    prepared = run.folder / "prepare"
+    target.write_text("schema.json", prepared.read_text("schema.json"))
+    target.write_json(PROFILE, profile)
+    for name in prepared.names(f"{VOCABULARY}/*.parquet"):
+        copied(prepared, name, target, name)
+    if one.kept:
+        copied(run.checkpoint(one.of), "weights.safetensors", target, "weights-0.safetensors")
+    for part in range(0 if one.kept else len(one.parts)):
+        copied(run.folder / trained(one, seed, part), "weights.safetensors", target, f"weights-{part}.safetensors")
+    if one.routed:
+        copied(run.folder / "derive", ROUTER, target, ROUTER)
+    if (run.folder / "supernet").done:
+        copied(run.checkpoint(), "weights.safetensors", target, SUPERNET)
+    searched = (run.folder / "search").exists(FRONT)
+    target.write_json(FRONT, (run.folder / "search").read_json(FRONT) if searched else [])
+    return {
+        "label": one.label,
+        "method": one.method.to_json(),
+        "base": base.to_json(),
+        "parts": [{name: list(chosen) for name, chosen in part.items()} for part in one.parts],
+        "kept": one.kept,
+        "refreshable": not (one.routed or one.kept or one.method.decides or one.method.inherits),
+        "seed": seed,
+        "run": run.root,
+    }
+
+
+def copied(source: Folder, name: str, target: Folder, as_name: str) -> None:
+    """Copy a file from one folder into another, whole or not at all."""
+    with target.writing(as_name) as local:
+        source.fs.get_file(f"{source.path}/{name}", local)

@@ -1,0 +1,181 @@
+"""Whole runs by the command line in a bucket, while one request in twenty goes wrong: the same report as on disk."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.folder import Folder
+from tests import swift
+from tests.faults import Proxy
+
+RATE, READ_SECONDS = 0.05, 10
+BUCKET = "runs"
+FEW = ("--seeds=[0]", "--tuning.configurations=0", "--workers.checkpoint=20")
+PIPELINES = {
+    "autotower": (
+        "--dataset=parquet",
+        "--method.blocks=2",
+        "--method.width=8",
+        "--method.steps=40",
+        "--method.candidates=16",
+        "--method.fitness.batch=64",
+        "--method.training.batch=128",
+        "--method.training.epochs=2",
+        "--strategies=[evolution:population=8]",
+        "--budgets=[macs=100000]",
+        "--rivals=[popularity]",
+        "--keep=1",
+        "--diagnosis.genotypes=0",
+    ),
+    "nasrec": (
+        "--dataset=planted_clicks:rows=2000",
+        "--method.blocks=2",
+        "--method.embedding=4",
+        "--method.dense_sizes=[4,8]",
+        "--method.sparse_sizes=[2,4]",
+        "--method.tokens=2",
+        "--method.steps=40",
+        "--method.batch=64",
+        "--method.candidates=14",
+        "--method.fitness.rows=200",
+        "--method.fitness.batch=100",
+        "--method.fitness.calibration=300",
+        "--method.head.batch=64",
+        "--method.training.batch=64",
+        '--strategies=["regularized:population=8,sample=4,children=6"]',
+        "--rivals=[logistic_regression]",
+        "--keep=1",
+        "--diagnosis.genotypes=3",
+        "--diagnosis.seeds=1",
+    ),
+    "dnsrec": (
+        "--dataset=parquet",
+        "--method.hidden=8",
+        "--method.inner=8",
+        "--method.heads=2",
+        "--method.ratios=[0,0.5]",
+        "--method.layers=2",
+        "--method.cooling=0.02",
+        "--method.steps=40",
+        "--method.batch=64",
+        "--method.learner.every=2",
+        "--method.training.length=6",
+        "--method.training.batch=128",
+        "--method.training.epochs=2",
+        '--rivals=["gru4rec:hidden=8,embedding=8"]',
+    ),
+    "ihas": (
+        "--dataset=planted_populations:rows=2000",
+        "--method.embedding=4",
+        "--method.layers=[8]",
+        "--method.pretrained=20",
+        "--method.steps=40",
+        "--method.learner.every=10",
+        "--method.training.batch=64",
+        "--method.training.epochs=2",
+        "--rivals=[fm,autofield]",
+    ),
+}
+WITH_RAW = ("autotower", "dnsrec")
+Client = Callable[[str], dict[str, str]]
+
+
+def client(url: str) -> dict[str, str]:
+    """The environment of a process whose S3 is at `url`, without this process's cluster."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "FSSPEC_"))}
+    return own | {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": swift.KEY,
+        "AWS_SECRET_ACCESS_KEY": swift.SECRET,
+        "AWS_REGION": "us-east-1",
+        "FSSPEC_S3_CONFIG_KWARGS": json.dumps({"read_timeout": READ_SECONDS}),
+    }
+
+
+def finish(name: str, root: str, raw: str, environment: dict[str, str]) -> str:
+    """The pipeline on a Ray cluster of its own; what it said."""
+    options = [f"--root={root}", *([f"--raw={raw}"] if name in WITH_RAW else []), *FEW, *PIPELINES[name]]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", name, *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+IN_A_BUCKET = """
+import json, sys
+from pathlib import Path
+from components.folder import Folder
+bucket, raw = sys.argv[1:]
+folder = Folder(f"s3://{bucket}/raw")
+if bucket not in {one["Name"] for one in folder.fs.call_s3("list_buckets")["Buckets"]}:
+    folder.fs.call_s3("create_bucket", Bucket=bucket)
+for file in Path(raw).iterdir():
+    folder.publish(str(file), file.name)
+"""
+READ = """
+import json, sys
+from components.folder import Folder
+folder = Folder(sys.argv[1])
+print(json.dumps([folder.read_json("evaluate/report.json"), folder.names("**/done.json")]))
+"""
+
+
+def asked(script: str, environment: dict[str, str], *arguments: str) -> str:
+    """What a process with another environment says."""
+    program = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(program, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def same(report: dict[str, Any]) -> dict[str, Any]:
+    """The report without what depends on time and place."""
+    return {name: value for name, value in report.items() if name not in ("timing", "run")}
+
+
+@pytest.fixture
+def raw(s3_server: swift.Server, shop: Any) -> str:
+    """The shop's raw files in a bucket."""
+    asked(IN_A_BUCKET, client(s3_server.url), BUCKET, shop.raw)
+    return f"s3://{BUCKET}/raw"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_in_a_bucket_is_finished_whatever_breaks(s3_server: swift.Server, raw: str) -> None:
+    root = f"s3://{BUCKET}/short"
+    with Proxy(s3_server.url, RATE, READ_SECONDS + 1).serving() as proxy:
+        proxy.kinds = tuple(kind for kind in proxy.kinds if kind != "late")
+        said = finish("dnsrec", root, raw, client(proxy.url))
+        assert said.strip().endswith(f"Report: {root}/report/index.html")
+        report, done = json.loads(asked(READ, client(s3_server.url), root))
+        assert {"prepare/done.json", "supernet/done.json", "report/done.json"} <= {*done} and report["rows"]
+        assert sum(proxy.injected.values()) > 5
+        assert finish("dnsrec", root, raw, client(proxy.url)).count("done before") == 8
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.parametrize("name", list(PIPELINES))
+def test_a_run_in_a_bucket_gives_the_same_report_as_on_disk(
+    s3_server: swift.Server, raw: str, shop: Any, tmp_path: Path, name: str
+) -> None:
+    finish(name, str(tmp_path), shop.raw, client("http://127.0.0.1:1"))
+    golden = same(Folder(str(tmp_path)).read_json("evaluate/report.json"))
+    with Proxy(s3_server.url, RATE, READ_SECONDS + 1, seed=len(name)).serving() as proxy:
+        finish(name, f"s3://{BUCKET}/{name}", raw, client(proxy.url))
+        print(f"{name}: {proxy.requests} requests, {sum(proxy.injected.values())} broken: {dict(proxy.injected)}")
+        assert sum(proxy.injected.values()) > 0.5 * RATE * proxy.requests > 10
+    report, done = json.loads(asked(READ, client(s3_server.url), f"s3://{BUCKET}/{name}"))
+    assert same(report) == golden
+    assert done == Folder(str(tmp_path)).names("**/done.json")

@@ -3,8 +3,8 @@
 What follows the name and `--root` are options of `python -m pipelines autotower`, or `dnsrec` or `ihas` for what is
 theirs; nothing is tuned, as that could undo what was set, unless they ask for it, and the latter have no rivals unless
 they name some. Runs that are finished are not repeated. The table shows what each run found, retrained and tested.
-Transfer of found architectures to other data (AutoTower, Table 9) is a run with `--given` and another run's folder; that
-of gates to other nets (iHAS, Table 3) is one with `--method.wearers`.
+Transfer of found architectures to other data (AutoTower, Table 9) is a run with `--given` and another run's folder,
+that of gates to other nets (iHAS, Table 3) one with `--method.wearers`.
 
 `gates` (DNS-Rec, Tables 6 and 7) has two runs a value. In the first the gates are searched and retrained with. In the
 second, "retrain only", the net that the first value's run found is given to a run with other gates: there is nothing

@@ -26,7 +26,7 @@ from pipelines import __main__ as command
 from tests import swift
 from tests.faults import KINDS, Proxy
 
-READ_SECONDS = 5
+READ_SECONDS = 2
 
 
 def settings(url: str, key: str = swift.KEY, secret: str = swift.SECRET) -> dict[str, str]:
@@ -73,8 +73,11 @@ def url(proxy: Proxy) -> str:
 # Files
 
 
-def test_files_are_read_as_they_were_written_whatever_breaks(proxy: Proxy, url: str) -> None:
+def test_files_are_read_as_they_were_written_whatever_breaks(
+    proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Folder(url)
+    monkeypatch.setattr(s3, "FIRST_WAIT", 0.05)
     for rate, kinds in ((0.3, [kind for kind in KINDS if kind != "late"]), (0.2, ["late"])):
         proxy.kinds, proxy.rate = tuple(kinds), rate
         while not all(proxy.injected[kind] for kind in kinds):

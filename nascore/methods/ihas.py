@@ -34,7 +34,7 @@ from nascore.space import Genotype, Infeasible, Mix, Space
 from nascore.tasks import Task
 from nascore.training import Learning, Penalty, Plan
 
-MOST = 127
+MOST, COLDEST = 127, 0.01
 ADAM = ClickTraining(
     batch=2048,
     learning_rate=1e-3,
@@ -110,6 +110,12 @@ class IHAS(Method):
             raise ValueError(f"IHAS: layers are one or more widths of 1 or more, not {list(self.layers)}")
         if not self.models or len({*self.models}) < len(self.models):
             raise ValueError(f"IHAS: models must name one or more, each once, not {list(self.models)}")
+        if self.learning.lessons(self.steps) < 1:
+            raise ValueError(
+                f"IHAS: no lesson is due within {self.steps} steps, {self.pretrained} of them with all gates open"
+            )
+        if self.temperature < COLDEST:
+            raise ValueError(f"IHAS: temperature is at least {COLDEST}, not {self.temperature}")
         if self.clusters > MOST:
             raise ValueError(f"IHAS: clusters are at most {MOST}, not {self.clusters}")
         if self.majority > 1:

@@ -102,6 +102,7 @@ def card(
             for program in programs
         ),
         "- `weights.safetensors`, `model.json`: the weights and the method, for nascore itself",
+        *(["- `router.safetensors`: the weights of `router.pt2`, which tells a row's part"] if one.routed else []),
         "- `schema.json`, `vocabulary/`: what the programs read, and which ids raw values have",
         f"- `golden.safetensors`: inputs and outputs of {len(next(iter(programs[0].inputs.values())))} validation rows",
         *_of_index(kind, index),

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.planted_days FOLDER --days 14 --drift 9` writes day partitions and their schema.yaml. The clicks
 are those of `nascore.datasets.planted_clicks`. Each day a few values of the fields in `CHURNING` get new names, so that
-the vocabulary grows. From the day of the drift on, other pairs of fields tell than before; each field by itself
-looks as it did, so only the champion's loss shows it.
+the vocabulary grows. From the day of the drift on, other fields and pairs of fields tell than before; how often each
+value occurs stays as it was, so only the champion's loss shows it.
 """
 
 import argparse
@@ -24,10 +24,11 @@ CHURNING, RENAMED = ("category_1", "category_6"), 2
 
 
 class Shifted(PlantedClicks):
-    """The same rows, of which other pairs tell."""
+    """The same rows, of which another field tells by itself, and other pairs do."""
 
+    mains: ClassVar[tuple[str, ...]] = ("category_0", "category_7")
     pairs: ClassVar[tuple[tuple[str, str], ...]] = (("category_2", "category_5"), ("category_3", "category_4"))
-    noise: ClassVar[tuple[str, ...]] = ("category_6", "category_7", "number_1")
+    noise: ClassVar[tuple[str, ...]] = ("category_1", "category_6", "number_1")
 
 
 def write(folder: str | Path, days: int, rows: int, drift: int = 0, seed: int = 0, first: date = FIRST) -> list[str]:

@@ -1,6 +1,6 @@
-"""Replays dated days night by night: what a nightly policy costs and brings, against a search from scratch each night.
+"""Replays dated days night by night: what the rules cost and bring, against a cold or a warm search every night.
 
-`python -m benchmarks.replay FOLDER` writes made-up days into FOLDER/raw and replays them under both policies, each with
+`python -m benchmarks.replay FOLDER` writes made-up days into FOLDER/raw and replays them under three policies, each with
 a registry of its own below FOLDER; `--raw` replays day partitions that are there. What is finished is not done again.
 The stages run in this process, one after the other, without a cluster, so that seconds compare.
 """
@@ -141,13 +141,15 @@ def show(records: dict[str, list[dict[str, Any]]]) -> str:
         seconds = sum(cpu(one) for one in known)
         losses = [value for one in known if (value := served(one)) is not None]
         steps, genotypes = (sum(one[name] for one in spent) for name in ("supernet_steps", "genotypes"))
-        mean = f"{sum(losses) / max(1, len(losses)):.4f}"
-        lines.append(f"{policy}: {seconds:.0f} CPU s, {steps} supernet steps, {genotypes} genotypes; champion {mean}")
+        found = [one["compared"]["challenger"]["log_loss"] for one in known if one.get("compared")]
+        means = [f"{sum(each) / max(1, len(each)):.4f}" for each in (losses, found)]
+        cost = f"{seconds:.0f} CPU s, {steps} supernet steps, {genotypes} genotypes"
+        lines.append(f"{policy}: {cost}; log loss of champions {means[0]}, of challengers {means[1]}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Replay both policies; the table, also as `replay.md` and `replay.json`."""
+    """Replay all policies; the table, also as `replay.md` and `replay.json`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
     parser.add_argument("--raw", default="")
@@ -163,7 +165,8 @@ def main() -> None:
     base = Nightly(registry="", raw=raw, window=known.window, options=OPTIONS, warm=WARM, rules=rules)
     records = {
         "always cold": replay(replace(base, registry=str(folder / "cold")), "cold"),
-        "nightly": replay(replace(base, registry=str(folder / "nightly"))),
+        "always warm": replay(replace(base, registry=str(folder / "warm")), "warm"),
+        "rules": replay(replace(base, registry=str(folder / "rules"))),
     }
     table = show(records)
     (folder / "replay.md").write_text(table + "\n", encoding="utf-8")

@@ -92,11 +92,9 @@ class Night:
         decision, why = decide(facts, self.settings.rules)
         if self.settings.decide != "auto" and len(facts["window"]) > 1:
             decision, why = self.settings.decide, f"asked for; the rules say {decision}: {why}"
-            if facts["champion"] is None and decision in ("refresh", "warm"):
-                raise ValueError(f"--decide {decision}: there is no champion, from which it would begin")
-            if decision == "refresh" and not facts["champion"]["refreshable"]:
-                raise ValueError("--decide refresh: the champion has no single architecture to retrain")
-        champion = self.registry.champion()
+            if decision == "refresh" and not (facts["champion"] or {}).get("refreshable"):
+                raise ValueError("--decide refresh: there is no champion with one architecture to retrain")
+        champion = facts["champion"]
         known = {
             "night": self.night,
             "decision": decision,
@@ -104,7 +102,7 @@ class Night:
             "state": DECIDED,
             "outcome": "",
             "begun": instant(),
-            "against": {"sequence": champion.sequence, "version": champion.version} if champion else None,
+            "against": {name: champion[name] for name in ("sequence", "version")} if champion else None,
             "facts": facts,
             "settings": asdict(self.settings),
         }
@@ -123,6 +121,7 @@ class Night:
         about, folder = self.registry.about(champion.version), self.registry.version(champion.version)
         dataset = self.settings.rows(window[-1:])
         known["champion"] = {
+            "sequence": champion.sequence,
             "version": champion.version,
             "label": about["label"],
             "trained_until": about["window"][-2],
@@ -173,8 +172,8 @@ class Night:
         """Take the night's run through its stages; the run, and what became of the weights that it began with."""
         root = f"{self.settings.runs or f'{self.registry.folder.url}/runs'}/{self.night}"
         decision, window, told = known["decision"], known["facts"]["window"], Record()
-        run = self.settings.run(root, window, warm=decision == "warm")
-        source = self.source(run) if decision == "warm" else None
+        source = self.source(self.settings.run("/", window).method) if decision == "warm" else None
+        run = self.settings.run(root, window, warm=source is not None)
         if source is not None:
             front = self.registry.version(source).read_json(versions.FRONT)
             run = replace(run, first=tuple(parse(one["genotype"]) for one in front))
@@ -194,11 +193,11 @@ class Night:
                 print(f"{self.night}: {stage}: done in {time.monotonic() - started:.1f} s", flush=True)
         return run, told
 
-    def source(self, run: Run) -> int | None:
-        """The newest version with a supernet of the run's method, made before this night."""
+    def source(self, method: Method) -> int | None:
+        """The newest version with a supernet of such a method, made before this night; None makes a warm start cold."""
         for number in reversed(self.registry.versions()):
             about = self.registry.about(number)
-            there = versions.SUPERNET in about["files"] and about["base"]["name"] == run.method.name
+            there = versions.SUPERNET in about["files"] and about["base"]["name"] == method.name
             if there and about["night"] < self.night:
                 return number
         return None

@@ -1,7 +1,8 @@
 """Replays dated days night by night: what the rules cost and bring, against a cold or a warm search every night.
 
-`python -m benchmarks.replay FOLDER` writes made-up days into FOLDER/raw and replays them under three policies, each with
-a registry of its own below FOLDER; `--raw` replays day partitions that are there. What is finished is not done again.
+`python -m benchmarks.replay FOLDER` writes made-up days into FOLDER/raw and replays them under three policies, each
+with a registry of its own below FOLDER; `--raw` replays day partitions that are there. What is finished is not done
+again.
 The stages run in this process, one after the other, without a cluster, so that seconds compare.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import planted_days
-from components import evaluate, prepare, report, retrain
+from components import derive, evaluate, prepare, report, retrain
 from components.registry import Registry
 from components.run import Run
 from components.search import Search, continue_search, write_results
@@ -79,6 +80,9 @@ def _staged(run: Run, stage: str) -> None:
                 if not (folder / search.id).done:
                     continue_search(run, search, score)
             write_results(run, folder, searches)
+    elif stage == "derive":
+        with run.stage(stage, resumes=True) as folder:
+            folder.write_json("candidates.json", {"": derive.ours(run)})
     elif stage == "retrain":
         usual = retrain.train_all
         retrain.train_all = lambda run, stage, jobs: [train_alone(run, job) for job in jobs]

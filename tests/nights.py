@@ -19,6 +19,13 @@ OPTIONS: dict[str, Any] = {
     "seeds": [0],
     "stages": ["prepare", "supernet", "search", "retrain"],
 }
+IHAS: dict[str, Any] = {
+    "method": {"embedding": 4, "layers": [8], "pretrained": 10, "steps": 20, "clusters": 2},
+    "method.learner.every": 2,
+    "method.training": {"batch": 64, "epochs": 1},
+    "seeds": [0],
+    "stages": ["prepare", "supernet", "derive", "retrain"],
+}
 ROWS = 400
 
 

@@ -25,7 +25,7 @@ from components.run import Run
 from components.versions import Version
 from pipelines import __main__ as command
 from pipelines._nights import work
-from tests.nights import OPTIONS, ROWS, settings
+from tests.nights import IHAS, OPTIONS, ROWS, settings
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,6 +105,24 @@ def test_a_version_scores_as_the_run_did(three: Path, raw: str) -> None:
     assert len(loss) == ROWS and np.allclose(np.sort(loss), np.sort(scores.values["log_loss"]), atol=1e-6)
     again = Version(registry.version(1), registry.about(1))
     assert np.array_equal(again.losses(settings(raw, three, "4").rows(("2026-01-03",))), loss)
+
+
+@pytest.mark.slow
+def test_kinds_of_rows_have_their_models_in_a_version(raw: str, tmp_path: Path) -> None:
+    """iHAS, cold and warm: what the router and the models of its run say of the newest day, from raw rows."""
+    for night in "45":
+        asked = settings(raw, tmp_path, night, pipeline="ihas", options=IHAS, decide="cold" if night == "4" else "warm")
+        work(asked, plainly)
+    registry, run = Registry(str(tmp_path)), Run.load(f"{tmp_path}/runs/2026-01-05")
+    assert decision(tmp_path, "5")["warm"]["version"] == 1 and decision(tmp_path, "5")["warm"]["fresh"] == []
+    about = registry.about(2)
+    version = Version(registry.version(2), about)
+    loss = version.losses(asked.rows(("2026-01-04",)))
+    one = next(one for one in contenders(run) if one.label == about["label"])
+    known = opened(run, one, 0)
+    scores = known.task.evaluate(known.model, run.rows("test"))
+    assert np.allclose(np.sort(loss), np.sort(scores.values["log_loss"]), atol=1e-6)
+    assert one.routed is not about["refreshable"] and len(about["parts"]) == len(one.parts)
 
 
 @pytest.mark.slow

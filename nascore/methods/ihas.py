@@ -198,6 +198,9 @@ class IHAS(Method):
                 derived["single"] = Derived("single", (self.kept(space, row_P @ open_PG / row_P.sum()),))
             elif kind in ("open", "gates") and space.allows(whole):
                 derived[kind] = Derived(kind, (whole,), kept=kind == "gates")
+        if not derived:
+            needs = "; ".join(one.explain(whole) for one in space.constraints)
+            raise Infeasible(f"all of --method.models keep all dimensions, more than the budget allows: {needs}")
         worn = (Derived(f"gates on {spec}", ({},), wearer=spec) for spec in self.wearers)
         return [*derived.values(), *worn]
 
@@ -218,7 +221,7 @@ class IHAS(Method):
                 break
             if space.allows(genotype):
                 return genotype
-        if share == self.majority:
+        if share == self.majority and not any(genotype.values()):
             raise Infeasible(
                 f"no dimension is kept by {share:.2f} of a kind's rows: lower --method.sparsity or --method.majority, "
                 "or train the supernet for longer"

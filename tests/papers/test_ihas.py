@@ -314,6 +314,20 @@ def test_a_budget_raises_the_majority() -> None:
         method.kept(SPACE, few)
 
 
+@pytest.mark.parametrize("majority, share", [(0.5, 0.5), (1.0, 1.0)])
+def test_what_is_in_the_way_is_told_where_no_majority_is_larger(majority: float, share: float) -> None:
+    with pytest.raises(Infeasible, match="params 6 of 3") as error:
+        replace(IHAS(), majority=majority).kept(SPACE.within(Limit(3)), np.full(6, share))
+    assert "no dimension is kept" not in str(error.value)
+
+
+def test_a_budget_that_leaves_no_model_is_an_error() -> None:
+    """Not a comparison of rivals alone."""
+    method = replace(IHAS(), models=("open", "gates"))
+    with pytest.raises(Infeasible, match="params 6 of 3"):
+        method.derive(SPACE.within(Limit(3)), np.full((2, 6), 0.9), np.array([1, 1]))
+
+
 def test_only_what_is_asked_for_must_keep_something() -> None:
     closed, rows = np.zeros((2, 6)), np.array([5, 5])
     for kind in ("open", "gates"):

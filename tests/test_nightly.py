@@ -137,9 +137,11 @@ def test_settings_are_read_from_a_file_and_the_command_line(tmp_path: Path, raw:
 def test_a_shorter_supernet() -> None:
     from nascore.methods.ihas import IHAS
 
-    method = shortened(IHAS(pretrained=100, steps=200), 0.25)
-    assert (method.pretrained, method.steps) == (25, 50)
-    assert shortened(IHAS(pretrained=0, steps=2), 0.1).pretrained == 0
+    method = shortened(IHAS(pretrained=1_000, steps=2_000), 0.25)
+    assert (method.pretrained, method.steps) == (250, 500)
+    assert shortened(IHAS(pretrained=0, steps=2_000), 0.25).pretrained == 0
+    with pytest.raises(ValueError, match="no lesson"):
+        shortened(IHAS(pretrained=1_000, steps=2_000), 0.001)
 
 
 @pytest.mark.parametrize("night", ["2026-1-1", "today"])

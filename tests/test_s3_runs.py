@@ -150,7 +150,7 @@ def raw(s3_server: swift.Server, shop: Any) -> str:
     return f"s3://{BUCKET}/raw"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_run_in_a_bucket_is_finished_whatever_breaks(s3_server: swift.Server, raw: str) -> None:
     root = f"s3://{BUCKET}/short"

@@ -355,9 +355,3 @@ def test_epsilon_is_that_of_the_plan_everywhere(clicks: Run) -> None:
     large = torch.cat([one.flatten() for one in moved])
     assert large.max().item() == pytest.approx(method.train.learning_rate, rel=1e-3), "a first step is one by sign"
     assert ((large == 0) | (large > 0.09)).float().mean() > 0.9
-
-
-def test_tables_are_trained_by_adagrad_only(clicks: Run) -> None:
-    data = clicks.rows("train")
-    with pytest.raises(ValueError, match="DnnNet has row-wise tables, which adam cannot train"):
-        fit_of(data, METHODS["dnn"], replace(METHODS["dnn"].train, optimizer="adam"))

@@ -18,8 +18,11 @@ from nascore.methods import Derived, Method
 from nascore.methods.fm import FM
 from nascore.methods.ihas import ADAM, IHAS
 from nascore.space import Genotype
+from nascore.training import Learning
 
-METHOD = IHAS(embedding=4, layers=(6,), steps=60, pretrained=20, training=replace(ADAM, batch=128))
+METHOD = IHAS(
+    embedding=4, layers=(6,), steps=60, pretrained=20, learner=Learning(every=40), training=replace(ADAM, batch=128)
+)
 RIVAL = FM(training=ADAM)
 STAGES = ("prepare", "supernet", "derive", "tune", "retrain", "evaluate", "report")
 
@@ -87,7 +90,7 @@ def test_parts_are_tried_together_and_count_by_their_rows(derived: Callable[...,
         rate = job.method["training"]["learning_rate"]
         assert one["value"] == pytest.approx(-abs(rate - 0.003) * (1 * 10 + 2 * 40) / 50)
         assert (one["examples"], one["best_epoch"], one["seconds"]) == (200, 2, 0.2)
-    assert spent == {"supernet": (60 + 0) * 128, "search": 0, "tuning": 4 * 200}
+    assert spent == {"supernet": (60 + 1) * 128, "search": 0, "tuning": 4 * 200}
     assert len(rival["tried"]) == 4 and ours["tried"][0]["settings"] == {}
 
 

@@ -31,32 +31,69 @@ TOLERANCE = 1e-5
 ROWS = 4_096
 
 
-class Vocabulary:
-    """Raw values to ids."""
+WHOLE, NUMBER = r"^-?[0-9]{1,18}$", r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
 
-    def __init__(self, path: Path) -> None:
-        table = pq.read_table(path)
+
+class Vocabulary:
+    """Raw values to ids.
+
+    table: a value and its id a row. Whole numbers are alike whatever their type is, and so are others; text that reads
+    as one is one where numbers are known. Anything else is compared as text.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
         self.unknown = (table.schema.metadata or {})[b"unknown"].decode()
-        self.values, self.id_V = table.column(0).combine_chunks(), table["id"].to_numpy()
+        values = table.column(0).combine_chunks()
+        self.kind = values.type
+        if pa.types.is_integer(self.kind):
+            self.kind = pa.int64()
+        elif pa.types.is_floating(self.kind):
+            self.kind = pa.float64()
+        elif not pa.types.is_null(self.kind):
+            self.kind = pa.string()
+        self.values, self.id_V = values.cast(self.kind), table["id"].to_numpy()
 
     def ids(self, column: pa.Array) -> np.ndarray:
         """The id of each value, 0 for null and for what is unknown. Shape (values,)."""
         if not len(self.id_V):
             return np.zeros(len(column), np.int32)
         if self.unknown == "bins":
-            number = np.asarray(column.cast(pa.float64()).fill_null(float("nan")))
+            number = np.asarray(_typed(column, pa.float64()).fill_null(float("nan")))
             place = np.searchsorted(self.values.to_numpy(), number, side="right") - 1
             return np.where(np.isfinite(number), self.id_V[place.clip(0)], 0).astype(np.int32)
-        try:
-            typed, values = column.cast(self.values.type), self.values
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            typed, values = column.cast(pa.string()), self.values.cast(pa.string())
-        place = np.asarray(pc.fill_null(pc.index_in(typed, value_set=values), -1))
-        id_N = np.where(place >= 0, self.id_V[place], 0).astype(np.int32)
+        coded = _plain(column).dictionary_encode()
+        place = self.places(coded.dictionary)
+        id_V = np.where(place >= 0, self.id_V[place], 0)
         if self.unknown == "crc32":
-            for row in np.flatnonzero((place < 0) & np.asarray(typed.is_valid())):
-                id_N[row] = self.id_V[zlib.crc32(repr(typed[row].as_py()).encode()) % len(self.id_V)]
-        return id_N
+            alike = coded.dictionary if self.kind == pa.string() else _typed(coded.dictionary, self.kind)
+            for at in np.flatnonzero(place < 0):
+                value = alike[int(at)].as_py()
+                value = coded.dictionary[int(at)].as_py() if value is None else value
+                id_V[at] = self.id_V[zlib.crc32(repr(value).encode()) % len(self.id_V)]
+        known = np.asarray(pc.fill_null(coded.indices.cast(pa.int64()), -1))
+        return np.append(id_V, 0)[known].astype(np.int32)
+
+    def places(self, column: pa.Array) -> np.ndarray:
+        """The row of each value in the table, -1 for null and for what is unknown. Shape (values,)."""
+        found = pc.index_in(_typed(column, self.kind), value_set=self.values, skip_nulls=True)
+        return np.asarray(pc.fill_null(found, -1))
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _typed(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Values as whole numbers, numbers or text; null where one is none of it."""
+    column = _plain(column)
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if text and kind != pa.string():
+        reads = pc.match_substring_regex(column, WHOLE if kind == pa.int64() else NUMBER)
+        column = pc.if_else(reads, column, pa.scalar(None, column.type))
+    if pa.types.is_floating(column.type) and kind == pa.int64():
+        whole = pc.and_(pc.less(pc.abs(column), 2.0**63), pc.equal(column, pc.trunc(column)))
+        column = pc.if_else(whole, column, pa.scalar(None, column.type))
+    return column.cast(kind, safe=kind != pa.float64())
 
 
 class Bundle:
@@ -87,7 +124,7 @@ class Bundle:
     def ids(self, feature: str, column: pa.Array) -> np.ndarray:
         """The ids of a feature's raw values."""
         if feature not in self.vocabularies:
-            self.vocabularies[feature] = Vocabulary(self.folder / self.schema["vocabulary"][feature])
+            self.vocabularies[feature] = Vocabulary(pq.read_table(self.folder / self.schema["vocabulary"][feature]))
         return self.vocabularies[feature].ids(column)
 
     def inputs(self, name: str, rows: pa.Table) -> dict[str, torch.Tensor]:

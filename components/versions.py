@@ -5,21 +5,18 @@ like, see `nascore.drift`), `router.safetensors` where kinds of rows have models
 search begins: `supernet.safetensors`, if one was trained, and `front.json`.
 """
 
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from components.finalists import Finalist, contenders, trained
 from components.folder import Folder
 from components.run import Run
+from components.score import Vocabulary
 from components.vocabularies import VOCABULARY, path
 from nascore import metrics
 from nascore.datasets import Dataset, Layout
@@ -28,7 +25,6 @@ from nascore.net import Supernet
 from nascore.routing import Routed
 from nascore.schema import Batch, Schema
 from nascore.space import Space, parse
-from nascore.tables import SHARED
 from nascore.tasks import Model
 from nascore.training import load
 
@@ -37,44 +33,9 @@ ROWS = 8_192
 Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Words:
-    """The ids of a feature's values. values: those with a row; shared: whether others share ids by a hash."""
-
-    values: pa.Array
-    ids: NDArray[np.int32]
-    shared: bool
-
-    @staticmethod
-    def read(folder: Folder, name: str) -> "Words":
-        """Those of a prepared run, or of a version."""
-        with folder.fs.open(f"{folder.path}/{path(name)}", "rb") as stream:
-            table = pq.read_table(stream)
-        unknown = (table.schema.metadata or {}).get(b"unknown", b"").decode()
-        ids = np.asarray(table["id"], np.int32)
-        return Words(table["value"].combine_chunks(), ids, unknown == SHARED)
-
-    def encode(self, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
-        """The ids of an array of values. Shape (rows,)."""
-        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        coded = array.dictionary_encode()
-        place, found = self.places(coded.dictionary), np.zeros(len(coded.dictionary) + 1, np.int32)
-        for at, (row, value) in enumerate(zip(place, coded.dictionary.to_pylist(), strict=True), 1):
-            if row is not None:
-                found[at] = self.ids[row]
-            elif self.shared and value is not None:
-                found[at] = self.ids[zlib.crc32(repr(value).encode()) % len(self.ids)]
-        place_B = np.asarray(pc.fill_null(pc.add(coded.indices.cast(pa.int32()), 1), 0))
-        id_B: NDArray[np.int32] = found[place_B]
-        return id_B
-
-    def places(self, values: pa.Array) -> list[int | None]:
-        """The row of each value, None where it has none; values of a type that is not alike have none."""
-        try:
-            found: list[int | None] = pc.index_in(values, value_set=self.values.cast(values.type)).to_pylist()
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return [None] * len(values)
-        return found
+def vocabulary(folder: Folder, name: str) -> Vocabulary:
+    """That of a feature, of a prepared run or of a version."""
+    return Vocabulary(folder.read_table(path(name)))
 
 
 class Version:
@@ -87,7 +48,8 @@ class Version:
         self.folder, self.about = folder, about
         self.method: Method = from_json(about["method"])
         self.schema = Schema.from_json(folder.read_text("schema.json"))
-        self.words = {one.name: Words.read(folder, one.name) for one in self.schema.columns if one.kind == "category"}
+        named = [column.name for column in self.schema.columns if column.kind == "category"]
+        self.vocabularies = {name: vocabulary(folder, name) for name in named}
         self.model = self._model()
 
     def _model(self) -> Model:
@@ -115,7 +77,7 @@ class Version:
         for column in self.schema.columns:
             raw = table[column.name]
             if column.kind == "category":
-                columns[column.name] = torch.from_numpy(self.words[column.name].encode(raw))
+                columns[column.name] = torch.from_numpy(self.vocabularies[column.name].ids(raw.combine_chunks()))
             else:
                 value = np.asarray(raw.cast(pa.float32(), safe=False).fill_null(float("nan")))
                 columns[column.name] = torch.from_numpy(np.where(np.isfinite(value), value, np.float32("nan")))

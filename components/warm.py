@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from components.folder import Folder
 from components.run import Run
-from components.versions import SUPERNET, Words
+from components.versions import SUPERNET, vocabulary
 from nascore.methods import Method
 from nascore.net import Supernet
 from nascore.schema import Schema
@@ -66,10 +66,10 @@ def pairs(now: Folder, before: Folder, schema: Schema, old: Schema) -> dict[str,
     for column in schema.columns:
         if column.kind != "category" or column.name not in {one.name for one in old.columns}:
             continue
-        today, then = Words.read(now, column.name), Words.read(before, column.name)
-        place = [(at, row) for at, row in enumerate(then.places(today.values)) if row is not None]
-        both, theirs = (np.array(one, np.int64) for one in (zip(*place, strict=True) if place else ((), ())))
-        ids, olds = today.ids[both], then.ids[theirs]
+        today, then = vocabulary(now, column.name), vocabulary(before, column.name)
+        place = then.places(today.values)
+        both = np.flatnonzero(place >= 0)
+        ids, olds = today.id_V[both], then.id_V[place[both]]
         kept = (ids > 0) & (olds > 0)
         found[column.name] = (np.append(0, ids[kept]).astype(np.int64), np.append(0, olds[kept]).astype(np.int64))
     return found

@@ -24,7 +24,7 @@ from nascore.tables import binned, bins_table
 def kept(folder: Path, parts: Any) -> Vocabulary:
     """Written as `prepare` does, read as `score.py` does."""
     vocabularies.keep(Folder(str(folder)), "one", parts)
-    return Vocabulary(folder / "vocabulary/one.parquet")
+    return Vocabulary(pq.read_table(folder / "vocabulary/one.parquet"))
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.date32(), pa.bool_()])
@@ -43,6 +43,25 @@ def test_values_of_any_type_have_their_ids(
     if pa.types.is_integer(kind):
         assert mine.ids(pa.array(["3", "none", None])).tolist() == [1, 0, 0], "text that is no integer is unknown"
         assert mine.ids(pa.array([1.0, None, 77.0])).tolist() == [2, 0, 0]
+
+
+def test_one_odd_value_does_not_make_the_others_unknown(tmp_path: Path) -> None:
+    """Such as the NaN by which a column of whole numbers becomes one of others, or a word among numbers."""
+    whole, other, text = tables.Vocabulary(), tables.Vocabulary(), tables.Vocabulary()
+    whole.encode(pa.array([7, 8, 9]))
+    other.encode(pa.array([7.0, 0.5]))
+    text.encode(pa.array(["7", "x"]))
+    mine = kept(tmp_path, whole.tables())
+    far = [float("nan"), float("inf"), -1e300, 8.5]
+    assert mine.ids(pa.array([7.0, *far, 9.0])).tolist() == [1, 0, 0, 0, 0, 3]
+    assert mine.ids(pa.array(["7", "7.0", "1e999", "", "x", "9" * 40, "09"])).tolist() == [1, 0, 0, 0, 0, 0, 3]
+    assert mine.ids(pa.array(["8", "x", None]).dictionary_encode()).tolist() == [2, 0, 0]
+    assert mine.ids(pa.array([7, 255], pa.uint8())).tolist() == [1, 0]
+    assert kept(tmp_path, other.tables()).ids(pa.array(["7", ".5", "5e-1", "x"])).tolist() == [1, 2, 2, 0]
+    assert kept(tmp_path, other.tables()).ids(pa.array([7, 8])).tolist() == [1, 0]
+    assert kept(tmp_path, text.tables()).ids(pa.array([7, 8])).tolist() == [1, 0]
+    with pytest.raises(pa.ArrowNotImplementedError):
+        mine.ids(pa.array([[7]]))
 
 
 @pytest.mark.parametrize("most", [0, 3, 50])

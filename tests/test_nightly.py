@@ -14,10 +14,9 @@ from benchmarks import planted_days
 from benchmarks.replay import plainly
 from components import trainings, warm, workers
 from components.run import Run
-from components.versions import Words
+from components.versions import vocabulary
 from components.warm import inherit, placed
 from nascore.sparse import Tables
-from nascore.tables import Vocabulary
 from pipelines import nightly
 from pipelines._asked import Nightly, shortened
 from pipelines._deciding import Rules, bound, decide
@@ -190,9 +189,9 @@ def test_a_warm_supernet_keeps_what_it_knows(raw: str, tmp_path: Path) -> None:
         first = first[0] + column.size, first[1] + old.schema[column.name].size
     met = {True: 0, False: 0}
     for name, (start, start_before) in started.items():
-        today, then = (Words.read(run.folder / "prepare", name) for run in (new, old))
-        before = dict(zip(then.values.to_pylist(), then.ids.tolist(), strict=True))
-        for value, number in zip(today.values.to_pylist(), today.ids.tolist(), strict=True):
+        today, then = (vocabulary(run.folder / "prepare", name) for run in (new, old))
+        before = dict(zip(then.values.to_pylist(), then.id_V.tolist(), strict=True))
+        for value, number in zip(today.values.to_pylist(), today.id_V.tolist(), strict=True):
             row = begun[table][start + number]
             met[value in before] += 1
             if value in before:
@@ -219,23 +218,3 @@ def test_tables_of_another_width_stay_fresh(raw: str, tmp_path: Path) -> None:
     told = inherit(one, two, two.state_dict(), {})
     assert "net.tables.weight" in told["fresh"] and torch.equal(one.net.tables.weight, weight)  # type: ignore[union-attr]
     assert isinstance(one.net.tables, Tables)
-
-
-@pytest.mark.parametrize("most, fewest", [(0, 1), (0, 2), (3, 1)])
-def test_words_encode_as_prepare_did(tmp_path: Path, most: int, fewest: int) -> None:
-    import pyarrow as pa
-
-    from components.examples import _renumbered
-    from components.folder import Folder
-    from components.vocabularies import keep
-
-    values = pa.array(["a", "b", None, "a", "c", "d", "b", "e"])
-    vocabulary = Vocabulary(most)
-    ids = vocabulary.encode(values)
-    new = _renumbered(np.bincount(ids, minlength=len(vocabulary)), fewest)
-    keep(Folder(str(tmp_path)), "word", vocabulary.tables(new))
-    words = Words.read(Folder(str(tmp_path)), "word")
-    assert words.encode(values).tolist() == new[ids].tolist()
-    assert words.encode(pa.chunked_array([["a"], ["never met"]]))[0] == new[1]
-    assert (words.encode(pa.array(["never met"]))[0] > 0) == bool(most)
-    assert words.encode(pa.array([1.5])).tolist() == ([0] if not most else words.encode(pa.array([1.5])).tolist())

@@ -46,7 +46,7 @@ PLUMBING = {
     *(f"components.{name}" for name in "folder run workers job trainings finalists models spills examples".split()),
     *(f"components.{name}" for name in "errors told page pictures search_sections kinds_section".split()),
     *(f"components.{name}" for name in "lease registry versions warm".split()),
-    *(f"components.{name}" for name in "vocabularies programs item_index card".split()),
+    *(f"components.{name}" for name in "vocabularies score programs item_index card".split()),
 }
 SPLIT_READERS = ("components.prepare", "components.examples", "components.spills", "components.evaluate")
 SHY = {"ray": ("components", "pipelines"), "optuna": tuple(OPTUNA), "kfp": ("pipelines.kubeflow",)}

@@ -167,8 +167,6 @@ def test_a_routed_program_is_the_model_that_each_row_is_sent_to(runs: Runs, bund
 
 
 def test_a_program_converts_to_onnx_or_says_why_not(runs: Runs, tmp_path: Path) -> None:
-    for package in ("onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
     run = runs("nasrec")
     (program,) = programs(opened(run, chosen(contenders(run), "DNN"), 0), run.schema, run.rows("valid"))
     assert "converted; onnxruntime gives the golden outputs to" in to_onnx(program, str(tmp_path / "model.onnx"))
@@ -250,7 +248,6 @@ def test_clicks_are_scored_from_a_csv_file(
 
 @pytest.mark.parametrize("kind, least", [("flat", 1.0), ("hnsw", 0.95), ("ivf", 0.3)])
 def test_an_index_is_compared_with_exact_search(kind: str, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("faiss")
     torch.manual_seed(0)
     vector_IO, query_QKO = torch.randn(2_001, 16), torch.randn(90, 2, 16)
     monkeypatch.setattr(item_index, "FLAT", 50_000 if kind == "flat" else 10)

@@ -1,7 +1,6 @@
 """Runs as Kubeflow pipelines: what is compiled, and pipelines that `kfp.local` really runs.
 
-Tests that need kfp are skipped where it is not installed. Where a pipeline is meant to have changed, the file that a
-test of the golden ones names is copied into tests/golden.
+Where a pipeline is meant to have changed, the file that a test of the golden ones names is copied into tests/golden.
 """
 
 import json
@@ -9,7 +8,6 @@ import os
 import runpy
 import shutil
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,8 +22,6 @@ from tests.test_nasrec_run import OPTIONS
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = "s3://nascore/nightly/$(date -u +%F)"
-KFP = find_spec("kfp") is not None
-needs_kfp = pytest.mark.skipif(not KFP, reason="kfp is not installed: pip install 'nascore[kubeflow]'")
 runs_locally = pytest.mark.filterwarnings("ignore:Task .* have no effect", "ignore:You may be attem.?ping")
 
 
@@ -49,7 +45,6 @@ def shared(value: Any, seen: dict[str, Any]) -> Any:
 # What is compiled
 
 
-@needs_kfp
 @pytest.mark.parametrize(
     "name, arguments",
     [
@@ -71,7 +66,6 @@ def test_the_ir_is_the_golden_one(name: str, arguments: list[str], tmp_path: Pat
     assert same, f"if this is meant: cp {tmp_path}/{name}.yaml {golden}"
 
 
-@needs_kfp
 def test_a_pipeline_has_a_container_for_each_stage(tmp_path: Path) -> None:
     arguments = ["nasrec", "--root=s3://b/r", "--dataset=planted_clicks", "--workers.train=2", "--workers.cpus=3"]
     document, platform = compiled(tmp_path, *arguments, "--workers.evaluators=4", "--workers.memory=1.5")
@@ -101,7 +95,6 @@ def test_a_pipeline_has_a_container_for_each_stage(tmp_path: Path) -> None:
     assert "nascore:0.1.0" in {one["image"] for one in containers(sources()["base/rayjob.yaml"][0])}
 
 
-@needs_kfp
 def test_gpus_and_caching_are_as_asked(tmp_path: Path) -> None:
     arguments = ["ihas", "--root=s3://b/r", "--dataset=planted_populations", "--workers.gpus=0.5", "--workers.train=3"]
     document, _ = compiled(tmp_path, *arguments, "--no-caching")
@@ -148,7 +141,6 @@ class Client:
         self.asked.append(("delete", {"id": recurring_run_id}))
 
 
-@needs_kfp
 def test_the_recurring_run_does_not_meet_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,7 +171,6 @@ def test_the_recurring_run_does_not_meet_itself(
     assert capsys.readouterr().out == "nascore-autotower: recurring run r3\n"
 
 
-@needs_kfp
 def test_the_recurring_run_asks_for_what_kfp_knows(tmp_path: Path) -> None:
     from inspect import signature
 
@@ -208,7 +199,6 @@ def test_without_kfp_one_line_says_what_to_install(
     assert said.startswith("error: ") and said.endswith(": pip install 'nascore[kubeflow]'\n") and said.count("\n") == 1
 
 
-@needs_kfp
 @pytest.mark.parametrize(
     "arguments, told",
     [
@@ -237,7 +227,6 @@ def test_a_wrong_command_line_writes_nothing(
     assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-@needs_kfp
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["kubeflow", "--help"]) == 0 and "--no-caching" in capsys.readouterr().out
     assert command.main(["kubeflow"]) == 2
@@ -262,7 +251,6 @@ def locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
     return {file.parent.name: json.loads(file.read_text()) for file in written}
 
 
-@needs_kfp
 @runs_locally
 @pytest.mark.slow
 def test_a_pipeline_runs_locally(
@@ -286,7 +274,6 @@ def test_a_pipeline_runs_locally(
     assert not list((tmp_path / "out").glob("*/prepare"))
 
 
-@needs_kfp
 @runs_locally
 @pytest.mark.long
 @pytest.mark.ray

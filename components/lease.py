@@ -9,11 +9,12 @@ later, so that clocks may differ by as much.
 import json
 import os
 import secrets
+import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ class Lease:
             self.check()
             self.folder.write_text(f"{self.number:08d}.json", self._text(released=True).decode())
 
-    def _keep(self, interrupt: Any) -> None:
+    def _keep(self, interrupt: Callable[[], None]) -> None:
         while not self.over.wait(self.seconds / BEATS):
             try:
                 self.beat()
@@ -168,11 +169,15 @@ class Lease:
 @contextmanager
 def leased(folder: Folder, seconds: float) -> Iterator[Lease]:
     """The lease, held and renewed until the end; its loss interrupts the main thread and is raised as `Lost`."""
-    import _thread
-
+    main = threading.main_thread().ident
+    assert main is not None
     lease = Lease(folder, seconds)
     lease.take()
-    thread = threading.Thread(target=lease._keep, args=(_thread.interrupt_main,), daemon=True)
+
+    def interrupt() -> None:
+        signal.pthread_kill(main, signal.SIGINT)  # also where it waits, which `_thread.interrupt_main` does not end
+
+    thread = threading.Thread(target=lease._keep, args=(interrupt,), daemon=True)
     thread.start()
     try:
         yield lease

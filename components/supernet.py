@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 from components.run import Run
 from components.trainings import continue_training
 from components.workers import RESTARTS, Teller, fits, needs, watching
+from nascore.storage import StorageError
 
 
 def main(run: Run) -> None:
@@ -44,9 +45,8 @@ def main(run: Run) -> None:
                 trainer.fit()
             finally:
                 signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own, which later stages would not notice
-        failed = ray.get(board.failure.remote())
-        if failed:
-            raise ValueError(failed)
+        if failed := ray.get(board.failure.remote()):
+            raise failed
         folder.write_text("curve.json", run.checkpoint().read_text("curve.json"))
 
 
@@ -55,5 +55,5 @@ def _worker(config: dict[str, Any]) -> None:
     run = Run.load(config["root"])
     try:
         continue_training(run, context.get_world_rank(), context.get_world_size(), Teller(board, "training"))
-    except (ValueError, ArithmeticError) as error:  # starting again would not mend it
-        ray.get(board.fail.remote(str(error)))
+    except (ValueError, ArithmeticError, StorageError) as error:  # starting again would not mend it
+        ray.get(board.fail.remote(error))

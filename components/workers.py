@@ -95,7 +95,7 @@ class _Board:
 
     def __init__(self) -> None:
         self.news: dict[str, News] = {}
-        self.failed: Any = ""
+        self.failed: Exception | None = None
 
     def tell(self, key: str, news: News) -> None:
         self.news[key] = news
@@ -103,10 +103,10 @@ class _Board:
     def read(self) -> dict[str, News]:
         return self.news
 
-    def fail(self, why: Any) -> None:
+    def fail(self, why: Exception) -> None:
         self.failed = self.failed or why
 
-    def failure(self) -> Any:
+    def failure(self) -> Exception | None:
         return self.failed
 
 
@@ -194,9 +194,9 @@ def staged(folder: Folder, name: str) -> str:
     local = Path(tempfile.gettempdir()) / "nascore-staged" / known
     if not local.exists():
         local.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=local.parent, delete=False) as partial:
-            folder.fs.get_file(f"{folder.path}/{name}", partial.name)
-        os.replace(partial.name, local)
+        with tempfile.TemporaryDirectory(dir=local.parent) as scratch:
+            folder.fs.get_file(f"{folder.path}/{name}", f"{scratch}/file")
+            os.replace(f"{scratch}/file", local)
     return str(local)
 
 

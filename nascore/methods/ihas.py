@@ -143,7 +143,8 @@ class IHAS(Method):
 
     def sampler(self, space: Space, seed: int) -> Sampler:
         inputs = len(space.decisions) * self.embedding if self.instances else 0
-        return Bernoulli(space, seed, inputs, self.pretrained, temperature=self.temperature, scope=self.scope)
+        known = {"apart": True, "closed": self.pretrained, "temperature": self.temperature, "scope": self.scope}
+        return Bernoulli(space, seed, inputs, **known)  # type: ignore[arg-type]
 
     def task(self, schema: Schema) -> Task:
         return self.training.task()

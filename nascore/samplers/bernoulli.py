@@ -25,7 +25,7 @@ class Bernoulli(Sampler):
     """A gate for each option of each decision, which must allow any number of them.
 
     inputs: how many numbers x["kept"] (B, inputs) has, by which each row's probabilities are told; 0 for those of all
-    rows alike. closed: steps in which all gates stay open, before any is drawn. hard: whether what is drawn is 0 or 1.
+    rows alike. apart: whether each row draws gates of its own then, too. closed: steps in which all gates stay open, before any is drawn. hard: whether what is drawn is 0 or 1.
     temperature: at first; each step lowers it by `cooling`, down to `coldest`. scope: from what the threshold of the
     settled gates is found: each row's own probabilities, those of many rows, or none: one half.
 
@@ -41,6 +41,7 @@ class Bernoulli(Sampler):
         space: Space,
         seed: int,
         inputs: int = 0,
+        apart: bool = False,
         closed: int = 0,
         hard: bool = True,
         temperature: float = 0.1,
@@ -54,7 +55,7 @@ class Bernoulli(Sampler):
             raise ValueError(f"Bernoulli: temperature >= coldest > 0 and cooling >= 0 does not hold for {found}")
         self.counts = {name: len(one.options) for name, one in space.decisions.items()}
         gates = self.size = sum(self.counts.values())
-        self.closed, self.hard, self.scope = closed, hard, scope
+        self.apart, self.closed, self.hard, self.scope = apart or bool(inputs), closed, hard, scope
         self.temperature, self.cooling, self.coldest = temperature, cooling, coldest
         self.logits: nn.Parameter | None = None
         self.gate: nn.Linear | None = None
@@ -118,9 +119,11 @@ class Bernoulli(Sampler):
         return self.logit(x).sigmoid()
 
     def drawn(self, x: Any, step: int, purpose: str) -> Tensor:
-        """The gates of a step. Shape as `logit`."""
+        """The gates of a step. Shape (B, gates), or (gates,) where rows do not draw their own."""
         logit = self.logit(x)
         self.last = logit.sigmoid()
+        if self.apart and self.gate is None:
+            logit = logit.expand(len(x["rows"]), -1)
         uniform = self.uniform(x, logit, seed_of(purpose, self.seed, step))
         hard = (uniform < self.last).to(logit.dtype)
         if self.hard and not torch.is_grad_enabled():
@@ -130,7 +133,7 @@ class Bernoulli(Sampler):
 
     def uniform(self, x: Any, logit: Tensor, seed: int) -> Tensor:
         """Uniform numbers in (0, 1) for every gate."""
-        if self.gate is not None:
+        if self.apart:
             return uniforms(x["rows"], logit.shape[1], seed)
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.rand(len(logit), generator=generator, dtype=torch.float64).clamp_(1e-7, 1 - 1e-7)

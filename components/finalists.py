@@ -9,7 +9,7 @@ from components.folder import Folder
 from components.job import Job
 from components.run import Run
 from nascore import plugins
-from nascore.gated_rival import GatedRival
+from nascore.gated_method import GatedMethod
 from nascore.methods import Method
 from nascore.space import Genotype, parse
 
@@ -169,7 +169,7 @@ def of_specs(rivals: Iterable[str], training: Any, like: Method | None = None) -
         kind = plugins.load("methods", name)
         known = {one.name: one.default for one in fields(kind)}
         shared = {"training": training} if isinstance(known.get("training"), type(training)) else {}
-        if like is not None and issubclass(kind, GatedRival):
+        if like is not None and issubclass(kind, GatedMethod):
             said = {part.partition("=")[0] for part in rest.split(",")}
             shared |= {one: getattr(like, one) for one in LIKE if one in known and one not in said}
         methods.append(plugins.build("methods", spec, **shared))

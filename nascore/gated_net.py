@@ -56,10 +56,9 @@ class KeptTables(nn.Module):
         self.starts = dict(zip(tables.sizes, accumulate(tables.sizes.values(), initial=0), strict=False))
         names, counts = list(kept), sorted({len(dims) for dims in kept.values()} - {0})
         self.fields = {count: [name for name in names if len(kept[name]) == count] for count in counts}
-        self.places = {
-            count: None if len(fields) == len(names) else [names.index(name) for name in fields]
-            for count, fields in self.fields.items()
-        }
+        for count, fields in self.fields.items():
+            own = torch.tensor([names.index(name) for name in fields])
+            self.register_buffer(f"place_{count}", own, persistent=False)
         order = [name for fields in self.fields.values() for name in fields]
         columns = [names.index(name) * self.width + dim for name in order for dim in kept[name]]
         self.full = columns == list(range(len(names) * self.width))
@@ -103,16 +102,17 @@ class KeptTables(nn.Module):
     def forward(self, id_BN: Tensor) -> Tensor:
         """What is kept of each row's vectors, side by side. Shape (B, K)."""
         found = []
-        for count, places in self.places.items():
-            own_BN = id_BN if places is None else id_BN[:, places]
+        for count, fields in self.fields.items():
+            whole = len(fields) == id_BN.shape[1]
+            own_BN = id_BN if whole else id_BN.index_select(1, self.get_buffer(f"place_{count}"))
             found.append(self.group(count)(own_BN).flatten(1))
         return torch.cat(found, 1) if len(found) > 1 else found[0]
 
     def filled(self, x_BK: Tensor) -> Tensor:
         """Look-ups as vectors of full width, with zeros where nothing is kept. Shape (B, N, D)."""
         if not self.full:
-            x_BK = x_BK.new_zeros(len(x_BK), len(self.kept) * self.width).index_copy(1, self.columns, x_BK)
-        return x_BK.view(len(x_BK), len(self.kept), self.width)
+            x_BK = x_BK.new_zeros(x_BK.shape[0], len(self.kept) * self.width).index_copy(1, self.columns, x_BK)
+        return x_BK.view(x_BK.shape[0], len(self.kept), self.width)
 
     def cost(self) -> Cost:
         return sum((self.group(count).cost() for count in self.fields), Cost())
@@ -171,6 +171,8 @@ class GatedNet(Net):
         kept = {
             name: sorted({dim for option in options[name] for dim in dimensions(option, width)}) for name in self.names
         }
+        self.reach = {name: [{*dimensions(one, width)} for one in own] for name, own in options.items()}
+        self.whole = {name: (1.0,) * len(own) for name, own in options.items()}
         if not any(kept.values()):
             raise ValueError("a net that keeps no dimension of any field has nothing to learn from")
         tables = KeptTables(behind.tables if behind is not None else Tables(self.sizes, width), kept)
@@ -217,9 +219,9 @@ class GatedNet(Net):
         decided = {name: mix[name] for name in self.order if name in self.space.decisions}
         tensors = [one for one in decided.values() if isinstance(one, Tensor)]
         if not tensors:
-            opened = [share for name in self.order for share in self.shares(name, mix)]
-            if all(share == 1.0 for share in opened):
+            if all(decided[name] == self.whole[name] for name in decided):
                 return None
+            opened = [share for name in self.order for share in self.shares(name, mix)]
             return torch.tensor(opened).to(self.tables.columns.device, non_blocking=True)
         parts, lead = list[Tensor](), tensors[0].shape[:-1]
         for name in self.order:
@@ -242,8 +244,8 @@ class GatedNet(Net):
         if isinstance(weights, Tensor):
             each = weights.reshape(-1, len(options)).mean(0).unbind()
             return each if len(each) == len(dims) else [each[0]] * len(dims)
-        keeps = [(weight, set(dimensions(option, self.width))) for weight, option in zip(weights, options, strict=True)]
-        return [max((weight for weight, kept in keeps if dim in kept), default=0.0) for dim in dims]
+        opened = list(zip(weights, self.reach[name], strict=True))
+        return [max((weight for weight, kept in opened if dim in kept), default=0.0) for dim in dims]
 
     def costs(self, mix: Mix) -> Mapping[str, Cost]:
         """Of tables a part each, by their names."""

@@ -75,13 +75,6 @@ class PrunedNet(GatedNet):
             parts[f"tables/{name}"] = Cost(table_params=counts[name] * dims)
         return parts
 
-    def take(self, source: "SearchedNet", tables: bool = True) -> None:
-        """Take the masks that a net found, and the tables that a model of them begins with, if so wished."""
-        with torch.no_grad():
-            self.masks.kept.copy_(source.found())
-        if tables:
-            self.tables.take(source.start())
-
 
 class SearchedNet(GatedNet):
     """A gated net that finds out what of its tables is worth keeping: it looks at vectors as `searched` has them."""
@@ -94,9 +87,10 @@ class SearchedNet(GatedNet):
     def found(self) -> Tensor:
         """What is kept by now, 1 or 0. Shape as that of the masks of `PrunedNet`."""
 
-    def start(self) -> Tensor:
-        """The tables that a model of what was found begins with: as they are. Shape (rows, width)."""
-        return self.matrix
+    def give(self, net: PrunedNet) -> None:
+        """Let a model of what was found begin: its masks, and whatever weights it is not to draw anew."""
+        with torch.no_grad():
+            net.masks.kept.copy_(self.found())
 
     @property
     def matrix(self) -> Tensor:

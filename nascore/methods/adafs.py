@@ -10,14 +10,14 @@ do both, log loss on 80,000 rows of Criteo fell to 0.21 there and rose to 0.61 o
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
+from nascore.gated_method import GatedMethod
 from nascore.gated_net import WHOLE
-from nascore.gated_rival import GatedRival
 from nascore.net import Supernet
 from nascore.plugins import bounded
 from nascore.rows import seed_of
@@ -75,7 +75,7 @@ class _Controller(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaFS(GatedRival):
+class AdaFS(GatedMethod):
     """A perceptron over weighed fields; `steps` says nothing here.
 
     Args:
@@ -92,13 +92,10 @@ class AdaFS(GatedRival):
     pretrained: int = 36_000
     learner: Learning = Learning(every=10, learning_rate=1e-3, weight_decay=1e-6)
 
-    decides: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
         bounded(self, hidden=1, pretrained=0)
-        if not 0 < self.share <= 1:
-            raise ValueError(f"AdaFS: share is above 0 and at most 1, not {self.share}")
+        self.share_of("share")
 
     @property
     def label(self) -> str:

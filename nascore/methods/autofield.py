@@ -7,9 +7,10 @@ probabilities stay and a model of them is trained anew. How many is a setting th
 
 from dataclasses import dataclass
 from math import ceil
+from typing import ClassVar
 
+from nascore.gated_method import GatedMethod
 from nascore.gated_net import decision
-from nascore.gated_rival import GatedRival
 from nascore.net import Supernet
 from nascore.plugins import bounded
 from nascore.rows import Data
@@ -22,7 +23,7 @@ from nascore.training import Learning
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoField(GatedRival):
+class AutoField(GatedMethod):
     """A perceptron over the fields that stay.
 
     Args:
@@ -35,11 +36,12 @@ class AutoField(GatedRival):
     cooling: float = 5e-5
     learner: Learning = Learning(every=10, learning_rate=1e-3, weight_decay=1e-6)
 
+    decides: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        bounded(self, share=0, cooling=0)
-        if not 0 < self.share <= 1:
-            raise ValueError(f"AutoField: share is above 0 and at most 1, not {self.share}")
+        bounded(self, cooling=0)
+        self.share_of("share")
 
     @property
     def label(self) -> str:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nascore import plugins
 from nascore.buckets import bucketed
-from nascore.click_net import JUDGED, ClickNet, ClickTraining
-from nascore.fitness import Fitness
+from nascore.click_net import ClickNet, ClickTraining
+from nascore.gated_method import GatedMethod
 from nascore.gated_net import GatedNet, decision
 from nascore.methods import ClickBaseline, Derived, Method
 from nascore.net import Net, Supernet
@@ -31,8 +31,7 @@ from nascore.samplers import Sampler
 from nascore.samplers.bernoulli import Bernoulli, Scope
 from nascore.schema import Schema
 from nascore.space import Genotype, Infeasible, Mix, Space
-from nascore.tasks import Task
-from nascore.training import Learning, Penalty, Plan
+from nascore.training import Learning, Penalty
 
 MOST, COLDEST = 127, 0.01
 ADAM = ClickTraining(
@@ -50,16 +49,13 @@ ADAM = ClickTraining(
 
 
 @dataclass(frozen=True, kw_only=True)
-class IHAS(Method):
+class IHAS(GatedMethod):
     """The paper's settings (§4.4).
 
     Args:
-        embedding: Width d of every field's vectors.
-        layers: Widths of the perceptron's hidden layers.
         behind: Another click net in the perceptron's place, such as deepfm:width=16,depth=2.
         instances: Whether a gate's probability hangs on the row; iHAS-4 has one for all rows.
         pretrained: Steps of the supernet in which all gates are open.
-        steps: Steps of the supernet, those included.
         temperature: Of the straight-through gradient.
         sparsity: Weight of the mean probability in what the gates minimise.
         polarization: Weight of the mean distance from it, which they are to raise; iHAS-3 has 0.
@@ -72,11 +68,8 @@ class IHAS(Method):
         wearers: Other click nets to train, each behind the settled gates of every row (Table 3).
         inherit: Whether what is cut out keeps its weights when it is trained alone.
         learner: How the gates are learned.
-        training: How the supernet and all models are trained.
     """
 
-    embedding: int = 16
-    layers: tuple[int, ...] = (16, 8)
     behind: str = ""
     instances: bool = True
     pretrained: int = 36_000
@@ -93,7 +86,6 @@ class IHAS(Method):
     learner: Learning = Learning(every=100, learning_rate=1e-3, weight_decay=1e-6)
     training: ClickTraining = ADAM
 
-    apart: ClassVar[bool] = True
     routes: ClassVar[bool] = True
     budgets: ClassVar[Mapping[str, str]] = {"whole": ""}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -105,9 +97,8 @@ class IHAS(Method):
     }
 
     def __post_init__(self) -> None:
-        bounded(self, embedding=1, pretrained=0, steps=1, sparsity=0, polarization=0, clusters=1, majority=0)
-        if not self.layers or min(self.layers) < 1:
-            raise ValueError(f"IHAS: layers are one or more widths of 1 or more, not {list(self.layers)}")
+        super().__post_init__()
+        bounded(self, pretrained=0, sparsity=0, polarization=0, clusters=1, majority=0)
         if not self.models or len({*self.models}) < len(self.models):
             raise ValueError(f"IHAS: models must name one or more, each once, not {list(self.models)}")
         if self.learning.lessons(self.steps) < 1:
@@ -146,17 +137,6 @@ class IHAS(Method):
         known = {"apart": True, "closed": self.pretrained, "temperature": self.temperature, "scope": self.scope}
         return Bernoulli(space, seed, inputs, **known)  # type: ignore[arg-type]
 
-    def task(self, schema: Schema) -> Task:
-        return self.training.task()
-
-    @property
-    def train(self) -> Plan:
-        return self.training.supernet(self.steps)
-
-    @property
-    def retrain(self) -> Plan:
-        return self.training.alone()
-
     @property
     def learning(self) -> Learning:
         return replace(self.learner, after=max(self.learner.after, self.pretrained))
@@ -164,10 +144,6 @@ class IHAS(Method):
     @property
     def inherits(self) -> bool:
         return self.inherit
-
-    @property
-    def fitness(self) -> Fitness:
-        return JUDGED
 
     def penalty(self, net: Net, measured: Mapping[str, float]) -> Penalty | None:
         """Eq. 5, a mean over gates and rows."""
@@ -232,9 +208,6 @@ class IHAS(Method):
             f"even what the most of a kind's rows keep needs more than the budget allows: {needs}; raise it, or lower "
             "--method.sparsity"
         )
-
-    def tunables(self) -> Space:
-        return Space(self.training.tunables)
 
 
 def worn(spec: str, embedding: int, training: ClickTraining) -> ClickBaseline | None:

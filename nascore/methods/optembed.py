@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from nascore import fitness
 from nascore.click_net import Inputs
+from nascore.gated_method import PrunedMethod
 from nascore.gated_net import decision
-from nascore.gated_rival import GatedRival
 from nascore.net import Net, Supernet
 from nascore.plugins import bounded
-from nascore.pruned_net import PrunedNet, SearchedNet
+from nascore.pruned_net import SearchedNet
 from nascore.rows import Data
 from nascore.schema import Schema
 from nascore.space import Genotype, Space
@@ -50,7 +50,7 @@ class _Searched(SearchedNet):
         self.thresholds = nn.Parameter(torch.zeros(len(self.names)))
 
     def searched(self, x: Inputs) -> Tensor:
-        x_BND = x["kept"].view(len(x["kept"]), len(self.names), self.width)
+        x_BND = x["kept"].view(-1, len(self.names), self.width)
         stays_BN: Tensor = _Step.apply(x_BND.abs().sum(2) - self.thresholds)  # type: ignore[no-untyped-call]
         return (x_BND * stays_BN[:, :, None]).flatten(1)
 
@@ -64,7 +64,7 @@ class _Searched(SearchedNet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptEmbed(GatedRival):
+class OptEmbed(PrunedMethod):
     """A perceptron over rows that stay, at widths that were found.
 
     Args:
@@ -87,19 +87,8 @@ class OptEmbed(GatedRival):
         fields = [decision(column.name, self.embedding, "prefix") for column in schema.columns]
         return Space(fields)
 
-    def net(self, schema: Schema, space: Space) -> Net:
-        return PrunedNet(schema, space, self.embedding, self.layers, entries=False)
-
     def searching(self, schema: Schema, space: Space) -> Net:
         return _Searched(self, schema, space)
-
-    @property
-    def inherits(self) -> bool:
-        return True
-
-    def begin(self, net: Net, source: Supernet) -> None:
-        assert isinstance(net, PrunedNet) and isinstance(source.net, SearchedNet)
-        net.take(source.net, tables=False)
 
     def decide(self, supernet: Supernet, task: Task, train: Data, valid: Data) -> Genotype:
         strategy = Evolution(supernet.net.space, supernet.sampler.seed, population=20, mutation=0.1)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nascore.click_net import Inputs
-from nascore.gated_rival import GatedRival
-from nascore.net import Net, Supernet
+from nascore.gated_method import PrunedMethod
+from nascore.net import Net
 from nascore.plugins import bounded
 from nascore.pruned_net import PrunedNet, SearchedNet
 from nascore.schema import Schema
@@ -65,19 +65,16 @@ class _Searched(SearchedNet):
     def found(self) -> Tensor:
         return (self.gates.detach() > 0).to(self.gates.dtype)
 
-    def start(self) -> Tensor:
-        return self.early
-
     def give(self, net: PrunedNet) -> None:
-        """Let a model of what was found begin with the weights of early on."""
-        net.take(self)
+        super().give(net)
+        net.tables.take(self.early)
         with torch.no_grad():
             for name, _ in self.layers():
                 net.get_parameter(name).copy_(self.get_buffer(f"early_{name.replace('.', '_')}"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptFS(GatedRival):
+class OptFS(PrunedMethod):
     """A perceptron over the values of fields that stay.
 
     Args:
@@ -101,19 +98,5 @@ class OptFS(GatedRival):
     def label(self) -> str:
         return "OptFS"
 
-    def space(self, schema: Schema) -> Space:
-        return Space([])
-
-    def net(self, schema: Schema, space: Space) -> Net:
-        return PrunedNet(schema, space, self.embedding, self.layers, entries=False)
-
     def searching(self, schema: Schema, space: Space) -> Net:
         return _Searched(self, schema, space)
-
-    @property
-    def inherits(self) -> bool:
-        return True
-
-    def begin(self, net: Net, source: Supernet) -> None:
-        assert isinstance(net, PrunedNet) and isinstance(source.net, _Searched)
-        source.net.give(net)

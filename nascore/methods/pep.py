@@ -8,13 +8,13 @@ slope are 0 in single precision.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from nascore.click_net import Inputs
-from nascore.gated_rival import GatedRival
-from nascore.net import Net, Supernet
-from nascore.plugins import bounded
+from nascore.gated_method import PrunedMethod
+from nascore.net import Net
 from nascore.pruned_net import PrunedNet, SearchedNet
 from nascore.schema import Schema
 from nascore.space import Space
@@ -41,12 +41,13 @@ class _Searched(SearchedNet):
         kept = max(1, round(self.share * above.numel()))
         return (above >= above.flatten().kthvalue(above.numel() - kept + 1).values).to(above.dtype)
 
-    def start(self) -> Tensor:
-        return self.initial
+    def give(self, net: PrunedNet) -> None:
+        super().give(net)
+        net.tables.take(self.initial)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PEP(GatedRival):
+class PEP(PrunedMethod):
     """A perceptron over vectors of which some entries stay.
 
     Args:
@@ -57,29 +58,15 @@ class PEP(GatedRival):
     share: float = 0.5
     threshold: float = -8.0
 
+    entries: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        bounded(self, share=0)
-        if not 0 < self.share <= 1:
-            raise ValueError(f"PEP: share is above 0 and at most 1, not {self.share}")
+        self.share_of("share")
 
     @property
     def label(self) -> str:
         return "PEP"
 
-    def space(self, schema: Schema) -> Space:
-        return Space([])
-
-    def net(self, schema: Schema, space: Space) -> Net:
-        return PrunedNet(schema, space, self.embedding, self.layers, entries=True)
-
     def searching(self, schema: Schema, space: Space) -> Net:
         return _Searched(self, schema, space)
-
-    @property
-    def inherits(self) -> bool:
-        return True
-
-    def begin(self, net: Net, source: Supernet) -> None:
-        assert isinstance(net, PrunedNet) and isinstance(source.net, SearchedNet)
-        net.take(source.net)

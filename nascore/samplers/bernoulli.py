@@ -25,9 +25,10 @@ class Bernoulli(Sampler):
     """A gate for each option of each decision, which must allow any number of them.
 
     inputs: how many numbers x["kept"] (B, inputs) has, by which each row's probabilities are told; 0 for those of all
-    rows alike. apart: whether each row draws gates of its own then, too. closed: steps in which all gates stay open, before any is drawn. hard: whether what is drawn is 0 or 1.
-    temperature: at first; each step lowers it by `cooling`, down to `coldest`. scope: from what the threshold of the
-    settled gates is found: each row's own probabilities, those of many rows, or none: one half.
+    rows alike. apart: whether each row draws gates of its own then, too. closed: steps in which all gates stay open,
+    before any is drawn. hard: whether what is drawn is 0 or 1. temperature: at first; each step lowers it by `cooling`,
+    down to `coldest`. scope: from what the threshold of the settled gates is found: each row's own probabilities, those
+    of many rows, or none: one half.
 
     The noise of a gate hangs on (seed, step, the row's global index). Gradients of the net's own training do not pass
     through the gates into the vectors, and none of a lesson into the net.
@@ -147,7 +148,7 @@ class Bernoulli(Sampler):
         """Which gates are open for good: those whose probability is above the threshold. (B, gates), bool."""
         probability = self.probability(x)
         if probability.dim() == 1:
-            probability = probability.expand(len(x["kept"]), -1)
+            probability = probability.expand(x["kept"].shape[0], -1)
         if self.scope == "sample":
             return probability > valleys(histograms(probability))[:, None]
         return probability > self.threshold
@@ -195,7 +196,7 @@ WORD, FACTORS = 0x7FFFFFFF, (0x7FEB352D, 0x2C1B3C6D, 0x297A2D39)
 def histograms(value_BG: Tensor) -> Tensor:
     """How many of each row's values in [0, 1] are in each of the bins. Shape (B, BINS)."""
     bin_BG = (value_BG * BINS).long().clamp(0, BINS - 1)
-    return value_BG.new_zeros(len(value_BG), BINS).scatter_add_(1, bin_BG, torch.ones_like(value_BG))
+    return value_BG.new_zeros(value_BG.shape[0], BINS).scatter_add_(1, bin_BG, torch.ones_like(value_BG))
 
 
 def valleys(count_BH: Tensor) -> Tensor:

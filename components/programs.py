@@ -1,12 +1,9 @@
 """A trained model as programs that need no code of ours: tensors by name to tensors by name, any number of rows."""
 
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +181,7 @@ def _exported(alone: nn.Module, inputs: Tensors, longer: bool) -> ExportedProgra
         if name.partition("/")[0] == "history":
             example[name] = torch.cat([example[name]] * TRACED, 1)
             shapes[name][1] = Dim("events")
-    with _lengths_as_symbols(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.export.export(alone, (example,), dynamic_shapes=(shapes,))
     exported.example_inputs = None
@@ -198,29 +195,6 @@ def _used(exported: ExportedProgram, names: list[str], keys: Iterable[str]) -> l
     read = [any(user.target is not SIZE for user in node.users) for node in own]
     used = [name for name, reads in zip(names, read, strict=True) if reads]
     return used or [name for name in (*keys, "history", *names) if name in names][:1]
-
-
-@contextmanager
-def _lengths_as_symbols() -> Iterator[None]:
-    """Our nets say `len(x)`, which Python makes a plain number: a trace would hold for one number of rows alone.
-
-    Until this ends their modules have a `len` that keeps the number open.
-    """
-
-    def length(x: Any) -> Any:
-        if isinstance(x, Batch):
-            return x.rows.shape[0]
-        return x.shape[0] if isinstance(x, Tensor) else len(x)
-
-    ours = [module for name, module in sys.modules.items() if name.startswith("nascore.")]
-    ours = [module for module in ours if "len" not in vars(module)]
-    for module in ours:
-        module.len = length  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module in ours:
-            del module.len  # type: ignore[attr-defined]
 
 
 def distance(found: Tensors, golden: Tensors) -> float:

@@ -39,7 +39,7 @@ class Attention(nn.Module, ABC):
     def at(self, x_BTD: Tensor, mask_BT: Tensor, last_B: Tensor) -> Tensor:
         """What the last event of each past attends to, which is all of it. Shape (B, D)."""
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
-        last_B1D = x_BTD[torch.arange(len(last_B), device=last_B.device), last_B][:, None]
+        last_B1D = x_BTD[torch.arange(last_B.shape[0], device=last_B.device), last_B][:, None]
         q_BH1W = self._headed(functional.linear(last_B1D, weight[: self.width], bias[: self.width]))
         kept = functional.linear(x_BTD, weight[self.width :], bias[self.width :])
         k_BHTW, v_BHTW = self._headed(kept).chunk(2, dim=1)

@@ -55,7 +55,7 @@ class ClickNet(Net):
             value_BF = torch.stack([batch[name] for name in self.numbers], 1)
             dense_BF = value_BF.clamp(min=0).log1p().nan_to_num(0.0, posinf=0.0)
         else:
-            dense_BF = torch.zeros(len(batch), 1, device=batch.rows.device)
+            dense_BF = torch.zeros(batch.rows.shape[0], 1, device=batch.rows.device)
         return {"dense": dense_BF, "sparse": self.tables(self.ids(batch))}
 
     def ids(self, batch: Batch) -> Tensor:

@@ -89,7 +89,7 @@ class DNSRecNet(SequenceNet):
                 found[number] = state
         if self.ends:
             last_B = ended(mask_BT)
-            row_B = torch.arange(len(last_B), device=last_B.device)
+            row_B = torch.arange(last_B.shape[0], device=last_B.device)
             found = {depth: out if out.dim() == 2 else out[row_B, last_B] for depth, out in found.items()}
         return found
 

@@ -71,11 +71,12 @@ class TwoTower(Net):
     def embed(self, batch: Batch) -> Inputs:
         """ "user" (B, user_width), "item" (B, item_width), "history" (B, T, history_width), "mask" (B, T)."""
         x: Inputs = {}
+        none_B0 = torch.zeros(batch.rows.shape[0], 0, device=batch.rows.device)
         for side in ("user", "item"):
             if side in batch.keys:
                 columns = self.schema.of("user" if side == "user" else "item")
                 parts = [self._look_up(column, batch[column.name]) for column in columns]
-                x[side] = torch.cat(parts, 1) if parts else torch.zeros(len(batch), 0, device=batch.rows.device)
+                x[side] = torch.cat([none_B0, *parts], 1)
         if "history" in batch:
             events = [self.tables[name](batch[f"history/{name}"]) for name in self.schema.history]
             x["history"], x["mask"] = torch.cat(events, 2), batch["history"] != 0

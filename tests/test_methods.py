@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from components.models import Opened
+from components.programs import TOLERANCE, programs
 from components.run import Run
 from nascore import plugins
 from nascore.cost import Budget, Cost, Price
@@ -350,6 +352,16 @@ def test_plans_can_be_followed(case: Case) -> None:
         .evaluate(case.wide().eval().under(case.space.mix(case.genotypes(1)[0])), case.data)
         .values
     )
+
+
+@pytest.mark.long
+def test_it_becomes_programs_that_give_the_same_for_any_number_of_rows(case: Case) -> None:
+    genotype, task = case.genotypes(1)[0], case.method.task(case.schema).eval()
+    supernet = case.method.supernet(case.schema, case.space.narrow(genotype), 0).eval()
+    supernet.net.load_state_dict(case.narrow(genotype).inherit(case.wide()).state_dict())
+    with torch.no_grad():
+        made = programs(Opened(supernet.steadily, task, supernet.cost(), {"model": supernet}), case.schema, case.data)
+    assert made and all(one.off <= TOLERANCE for one in made)
 
 
 def test_unknown_fields_are_an_error() -> None:

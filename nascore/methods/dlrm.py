@@ -41,7 +41,7 @@ class _DLRM(ClickNet):
         self.products = Cost(macs=vectors**2 * self.width)
 
     def forward(self, x: Inputs, mix: Mix) -> Tensor:
-        dense_BD = self.bottom(x["dense"]) if self.numbers else self.constant.expand(len(x["dense"]), -1)
+        dense_BD = self.bottom(x["dense"]) if self.numbers else self.constant.expand(x["dense"].shape[0], -1)
         x_BND = torch.cat([dense_BD[:, None], x["sparse"]], 1)
         dot_BP = (x_BND @ x_BND.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
         logit_B1: Tensor = self.top(torch.cat([dense_BD, dot_BP], 1))

@@ -32,7 +32,7 @@ class _GRU4RecNet(SequenceNet):
         state = self.units(self.dropout(x["events"]))
         if self.ends:
             last_B = (x["mask"].sum(1) - 1).clamp(min=0)
-            state = state[torch.arange(len(last_B), device=last_B.device), last_B]
+            state = state[torch.arange(last_B.shape[0], device=last_B.device), last_B]
         output: Tensor = self.output(state)
         return {"user": output, "item": self.items.weight}
 

@@ -49,7 +49,7 @@ class ItemToItem(Net):
     def forward(self, x: dict[str, Tensor], mix: Mix) -> dict[str, Tensor]:
         output = {}
         if "past" in x:
-            output["user"] = torch.zeros(len(x["past"]), self.schema.items, device=x["past"].device)
+            output["user"] = torch.zeros(x["past"].shape[0], self.schema.items, device=x["past"].device)
             output["user"].scatter_(1, x["past"], 1.0)[:, 0] = 0.0
         return output | ({"item": self.weights(x["item"])} if "item" in x else {})
 
@@ -79,7 +79,7 @@ class _ItemKNN(ItemToItem):
         self.register_buffer("neighbours", torch.zeros(shape, dtype=torch.int32))
 
     def weights(self, item_B: Tensor) -> Tensor:
-        weight_BI = torch.zeros(len(item_B), self.schema.items, device=item_B.device)
+        weight_BI = torch.zeros(item_B.shape[0], self.schema.items, device=item_B.device)
         return weight_BI.scatter_(1, self.neighbours[item_B].long(), self.similarity[item_B])
 
     def solve(self, data: Data) -> None:

@@ -47,7 +47,7 @@ class Capsules(Op):
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         event_BTO = self.map(x_BTD) * mask_BT[:, :, None]
-        fixed_BTO, logit_BNT = event_BTO.detach(), self.logits.expand(len(x_BTD), -1, -1)
+        fixed_BTO, logit_BNT = event_BTO.detach(), self.logits.expand(x_BTD.shape[0], -1, -1)
         for _ in range(self.iterations - 1):
             interest_BNO = squash(logit_BNT.softmax(1) @ fixed_BTO)
             logit_BNT = logit_BNT + interest_BNO @ fixed_BTO.transpose(1, 2)

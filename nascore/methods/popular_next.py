@@ -23,7 +23,7 @@ class _PopularNextNet(SequenceNet):
         self.events = nn.Parameter(torch.zeros(schema.items, 1), requires_grad=False)
 
     def forward(self, x: Inputs, mix: Mix) -> dict[str, Tensor]:
-        return {"user": self.events.new_ones(len(x["history"]), 1), "item": self.events}
+        return {"user": self.events.new_ones(x["history"].shape[0], 1), "item": self.events}
 
     def costs(self, mix: Mix) -> dict[str, Cost]:
         return {"item/events": Cost(table_params=self.events.numel())}

@@ -27,7 +27,7 @@ class _Popularity(Net):
         return dict(batch.keys)
 
     def forward(self, x: dict[str, Tensor], mix: Mix) -> dict[str, Tensor]:
-        output = {"user": self.events.new_ones(len(x["user"]), 1)} if "user" in x else {}
+        output = {"user": self.events.new_ones(x["user"].shape[0], 1)} if "user" in x else {}
         return output | ({"item": self.events[x["item"].long()]} if "item" in x else {})
 
     def costs(self, mix: Mix) -> dict[str, Cost]:

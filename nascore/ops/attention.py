@@ -34,7 +34,7 @@ class Attention(Op):
         self.align = nn.Linear(N * heads * WIDTH, O)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        batch = len(x_BND)
+        batch = x_BND.shape[0]
         x_DM = x_BND.transpose(0, 1).flatten(0, 1).t()
         projected = torch.addmm(self.project.bias[:, None], self.project.weight, x_DM)
         q_HWNB, k_HWNB, v_HWNB, residual_HWNB = projected.view(4, self.heads, WIDTH, self.inputs, batch)

@@ -57,7 +57,7 @@ class GatedLayer(Op):
     def at(self, x_BTD: Tensor, first_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """The output for the last event of each past alone. Shape (B, D)."""
         last_B = ended(mask_BT)
-        first_BD = first_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
+        first_BD = first_BTD[torch.arange(last_B.shape[0], device=last_B.device), last_B]
         return self.fed(self.layer.attended_at(x_BTD, mask_BT, last_B), first_BD)
 
     def fed(self, x: Tensor, first: Tensor) -> Tensor:

@@ -29,14 +29,19 @@ class Mlp(Op):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BI = x_BND.flatten(1)
-        if isinstance(self.activation, nn.Identity) and self._merges(len(x_BI)):
+        if isinstance(self.activation, nn.Identity) and self._merges(x_BI.shape[0]):
             bias_O = torch.addmv(self.align.bias, self.align.weight, self.widen.bias)
             return functional.linear(x_BI, self.align.weight @ self.widen.weight, bias_O)
         aligned_BO: Tensor = self.align(self.activation(self.widen(x_BI)))
         return aligned_BO
 
     def _merges(self, batch: int) -> bool:
-        """Whether to multiply the weights first is less work; costs are counted for one example, where it never is."""
+        """Whether to multiply the weights first is less work; costs are counted for one example, where it never is.
+
+        An exported program must hold for any batch, so it has the two maps.
+        """
+        if torch.compiler.is_exporting():
+            return False
         inputs, hidden, output = self.widen.in_features, self.widen.out_features, self.align.out_features
         return batch > 1 and output * inputs * (hidden + batch) < batch * self.macs()
 

@@ -62,7 +62,7 @@ class TransformerLayer(Op):
 
     def attended_at(self, x_BTD: Tensor, mask_BT: Tensor, last_B: Tensor) -> Tensor:
         """The same at these places alone. Shape (B, D)."""
-        own_BD = x_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
+        own_BD = x_BTD[torch.arange(last_B.shape[0], device=last_B.device), last_B]
         normed: Tensor = self.first_norm(own_BD + self.dropout(self.attention.at(x_BTD, mask_BT, last_B)))
         return normed
 

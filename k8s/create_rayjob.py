@@ -2,7 +2,7 @@
 
 The CronJob's pod runs this: the image has no kubectl. The template is a RayJob of the same namespace that stays
 suspended; its copy is named by the date, so a second attempt of the same night finds it there and is done. In its
-entrypoint the date is written out, so a retry after midnight continues the same run. The copy belongs to the Job that
+entrypoint the date is written out, so a retry after midnight continues the same night. The copy belongs to the Job that
 created it and is removed with it, which makes the CronJob's history limits hold for RayJobs too.
 """
 

@@ -36,19 +36,19 @@ def main(arguments: list[str]) -> int:
         for name in names:
             print(f"  {name:12} {_headline(name)}")
         print("\nThe options of one: python -m pipelines <name> --help")
-        print("On a Ray cluster elsewhere: python -m pipelines <name> … --submit http://HOST:8265 [--detach]")
+        print("Each night, as far as needed: python -m pipelines nightly --registry URL --raw URL [options]")
+        print("Either on a Ray cluster elsewhere: python -m pipelines … --submit http://HOST:8265 [--detach]")
         print("A job that runs there: python -m pipelines --submit http://HOST:8265 --status | --follow | --stop ID")
         print("As a Kubeflow pipeline: python -m pipelines kubeflow <name> … -o pipeline.yaml")
-        print("Each night, as far as needed: python -m pipelines nightly --registry URL --raw URL [options]")
         print("A model of a finished run as files that need no nascore: python -m pipelines export RUN [--model LABEL]")
         print(f"\n{EXITS}")
         return 0 if arguments else 2
     if arguments[0] == EXPORT:
         return int(import_module("components.export").main(arguments[1:]))
-    if arguments[0] == NIGHT:
-        return int(import_module(f"pipelines.{NIGHT}").main(arguments[1:]))
     sent = _submit.asked(arguments)
-    if arguments[0] not in (*names, COMPILER) and not (sent and arguments[0].startswith("-")):
+    if arguments[0] == NIGHT and not sent:
+        return int(import_module(f"pipelines.{NIGHT}").main(arguments[1:]))
+    if arguments[0] not in (*names, COMPILER, NIGHT) and not (sent and arguments[0].startswith("-")):
         print(f"error: no pipeline {arguments[0]!r}; there are: {', '.join(names)}", file=sys.stderr)
         return 2
     try:
@@ -89,7 +89,12 @@ def parse(name: str, arguments: list[str]) -> "Run":
 
 
 def described(name: str, arguments: list[str]) -> dict[str, Any]:
-    """The options of a command line as they are written; raises for what can be known to be wrong without its data."""
+    """The options of a command line as they are written; raises for what can be known to be wrong without its data.
+
+    Of a night only those that name folders.
+    """
+    if name == NIGHT:
+        return dict(import_module(f"pipelines.{NIGHT}").described(arguments))
     known = _options(name, arguments)
     if all(one.startswith("{") for one in known.get("given", ())):
         _function(name)(**known).check_options()

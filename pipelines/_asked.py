@@ -43,6 +43,7 @@ class Nightly:
         runs: The folder of the runs, one a night; beside the registry's versions where it is empty.
         on_bad_row: What to do with malformed rows: error, or skip and count.
         lease: Seconds for which the lease holds without a heartbeat.
+        wait: The most seconds to wait for the lease while another night holds it.
     """
 
     registry: str
@@ -59,9 +60,10 @@ class Nightly:
     runs: str = ""
     on_bad_row: OnBadRow = "error"
     lease: float = 300.0
+    wait: float = 0.0
 
     def __post_init__(self) -> None:
-        plugins.bounded(self, window=2, warm_steps=0, margin=0, lease=1)
+        plugins.bounded(self, window=2, warm_steps=0, margin=0, lease=1, wait=0)
         if self.night:
             date.fromisoformat(self.night)
 
@@ -89,6 +91,8 @@ class Nightly:
             _merge(settings, changes)
         data = {"dataset": f"parquet:days={'+'.join(chosen)}", "raw": self.raw, "on_bad_row": self.on_bad_row}
         fixed = {"root": root, "protocol": "newest_day", **data}
+        if taken := sorted(fixed.keys() & settings.keys()):
+            raise ValueError(f"options: {', '.join(taken)}: the night itself sets that, leave it out")
         with tempfile.TemporaryDirectory(prefix="nascore-") as scratch:
             written = Path(scratch) / "options.yaml"
             written.write_text(yaml.safe_dump({**settings, **fixed}), encoding="utf-8")
@@ -96,6 +100,11 @@ class Nightly:
         if warm and "steps" not in self.warm.get("method", {}) and "method.steps" not in self.warm:
             run = replace(run, methods=(shortened(run.method, self.warm_steps), *run.methods[1:]))
         return run
+
+    def check(self) -> None:
+        """Raise for what is wrong with the pipeline's options by themselves: no file is looked at."""
+        for warm in (False, True):
+            self.run("/", ("1970-01-01",), warm).check_options()
 
 
 def shortened(method: Any, share: float) -> Any:

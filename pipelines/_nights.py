@@ -5,7 +5,8 @@ found again, and a promotion that has happened is not made twice.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import date
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from components import versions, warm
 from components.evaluate import against
-from components.lease import Lease, leased
+from components.lease import Busy, Lease, leased
 from components.registry import Alias, Moved, Registry, instant
 from components.run import Run
 from nascore import drift
@@ -28,18 +29,38 @@ from pipelines._deciding import bound, decide
 from pipelines._nightreport import write as write_report
 
 DECIDED, COMPARED, DONE = "decided", "compared", "done"
+POLL = 5.0
 SUPERNET_STAGES = ("supernet", "search", "diagnose", "derive", "tune")
 Record = dict[str, Any]
 Values = NDArray[np.float64]
 
 
 def work(settings: Nightly, do: Stage) -> int:
-    """Do a night under the lease, or go on with it; 0. Raises `Busy` while another does."""
+    """Do a night under the lease, or go on with it; 0. Raises `Busy` if another still does after `wait` seconds."""
     registry = Registry(settings.registry)
-    with leased(registry.folder / "lease", settings.lease) as lease:
+    with held(registry, settings) as lease:
         registry.show()
         Night(settings, registry, lease, do).work()
     return 0
+
+
+@contextmanager
+def held(registry: Registry, settings: Nightly) -> Iterator[Lease]:
+    """The lease, waited for as long as the settings say; that of a night that was killed elsewhere has to expire."""
+    until, told = time.monotonic() + settings.wait, False
+    with ExitStack() as stack:
+        while True:
+            try:
+                lease = stack.enter_context(leased(registry.folder / "lease", settings.lease))
+                break
+            except Busy as error:
+                if (left := until - time.monotonic()) <= 0:
+                    raise
+                if not told:
+                    print(f"{error}; waiting for it", flush=True)
+                told = True
+            time.sleep(min(POLL, left))
+        yield lease
 
 
 class Night:

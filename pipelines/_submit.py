@@ -1,4 +1,4 @@
-"""`--submit URL`: a pipeline as a job of a Ray cluster that runs elsewhere, with this code, its log shown here.
+"""`--submit URL`: a pipeline or a night as a job of a Ray cluster elsewhere, with this code, its log shown here.
 
 The command line is read here first; what is wrong with it is told before anything is sent. The job's command is the
 same without the options below. Its environment is readable on the cluster's dashboard, so secrets are sent only where
@@ -100,11 +100,13 @@ def _parser() -> ArgumentParser:
 
 
 def checked(given: dict[str, Any], url: str) -> str:
-    """The run's root; raises where a folder is named that means another one where the job runs."""
-    folders = {"root": given.get("root") or "", "raw": given.get("raw") or ""}
+    """The run's root, or a night's registry; raises where a folder is named that is another one where the job runs."""
+    needed = ("registry", "raw") if "registry" in given else ("root",)
+    folders = {name: given.get(name) or "" for name in (*needed, "raw", "runs")}
     folders |= {f"given ({n + 1})": one for n, one in enumerate(given.get("given") or ()) if not one.startswith("{")}
-    if not folders["root"]:
-        raise Refused("--root is empty; it names the folder of the run, such as s3://bucket/runs/mine")
+    for name in needed:
+        if not folders[name]:
+            raise Refused(f"--{name} is empty; it names a folder, such as s3://bucket/mine")
     local = {name: folder for name, folder in folders.items() if folder and "://" not in folder}
     for name, folder in local.items():
         if not os.path.isabs(folder):
@@ -114,7 +116,7 @@ def checked(given: dict[str, Any], url: str) -> str:
             )
     if local and urlsplit(url).hostname not in HERE:
         print(f"note: {', '.join(local.values())}: all nodes of the cluster must share that disk", file=sys.stderr)
-    return str(folders["root"]).rstrip("/")
+    return str(folders[needed[0]]).rstrip("/")
 
 
 def variables(names: Sequence[str]) -> dict[str, str]:
@@ -167,7 +169,7 @@ def _send(
         if job.submission_id == identity:
             raise Refused(f"there is a job {identity} already ({job.status}); choose another --submission-id")
         if (job.metadata or {}).get("root") == about["root"] and not job.status.is_terminal():
-            raise Refused(f"{about['root']} is run by a job already ({job.status}).\n{_ways(known, job.submission_id)}")
+            raise Refused(f"{about['root']} has a job already ({job.status}).\n{_ways(known, job.submission_id)}")
     runtime: dict[str, Any] = {"env_vars": environment}
     with tempfile.TemporaryDirectory(prefix="nascore-submit-") as scratch:
         if not known.no_ship:

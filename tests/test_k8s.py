@@ -3,12 +3,14 @@
 A kustomization is built with kubectl or kustomize; where neither is there, only its files are judged.
 """
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -16,12 +18,15 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
+from components.lease import MARGIN
 from components.run import STAGES
 from k8s import create_rayjob
-from pipelines import __main__ as pipelines
+from pipelines import nightly
+from tests import swift
 from tests.manifests import (
     K8S,
     LONGEST,
+    ROOT,
     Document,
     broken,
     builder,
@@ -37,21 +42,21 @@ from tests.manifests import (
     unsafe,
 )
 
-OVERLAYS = ("dev", "prod", "raycronjob")
+OVERLAYS = ("dev", "prod", "apart")
 OUTSIDE = {("Secret", "nascore-ray-token"), ("Secret", "nascore-storage")}
-RAYCRONJOB = """\
-resources: [../../base]
-components: [../../components/large, ../../components/nightly-raycronjob]
-"""
+APART = {"nightly-raycronjob", "kubeflow"}
+"""Components that no overlay lists: one is off by default in the operator, one gives rights to another namespace."""
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Document]]:
-    """What an overlay becomes; `raycronjob` is one made here for the component that no other uses."""
+    """What an overlay becomes; `apart` is one made here of the components that no other lists."""
     folder = tmp_path_factory.mktemp("k8s") / "k8s"
     shutil.copytree(K8S, folder)
-    (folder / "overlays" / "raycronjob").mkdir()
-    (folder / "overlays" / "raycronjob" / "kustomization.yaml").write_text(RAYCRONJOB)
+    (folder / "overlays" / "apart").mkdir()
+    components = [f"../../components/{name}" for name in ("large", *sorted(APART))]
+    text = yaml.safe_dump({"resources": ["../../base"], "components": components})
+    (folder / "overlays" / "apart" / "kustomization.yaml").write_text(text)
 
     @cache
     def build(overlay: str) -> list[Document]:
@@ -117,9 +122,13 @@ def understood(words: list[str], template: str, search: Path) -> None:
     if words[:2] != ["python", "-c"] and any(re.search(r"[$`;&|<>*?]", word) for word in words):
         raise ValueError(f"{shlex.join(words)}: a shell is needed")
     match words:
-        case ["python", "-m", "pipelines", name, *options]:
-            run = pipelines.parse(name, [word.replace("/etc/nascore/search.yaml", str(search)) for word in options])
-            assert run.root.startswith("s3://"), "pods lose what they keep on their own disks"
+        case ["python", "-m", "pipelines", "nightly", *options]:
+            known = nightly.parsed([word.replace("/etc/nascore/search.yaml", str(search)) for word in options])
+            known.check()
+            folders = (known.registry, known.raw, known.runs or known.registry)
+            assert all(url.startswith("s3://") for url in folders), "pods lose what they keep on their own disks"
+            assert known.night == "2026-01-31", "a second attempt continues the night of the first"
+            assert known.wait > known.lease * (1 + MARGIN), "and finds the lease of one that was killed expired"
         case ["python", "-m", "components", stage, url] if stage in STAGES and "://" in url:
             pass
         case ["python", "k8s/create_rayjob.py", *options]:
@@ -142,7 +151,9 @@ def ray_start() -> set[str]:
 
 def test_every_command_line_is_understood_as_it_stands() -> None:
     found = [words for file in sources().values() for document in file for words in commands(document)]
-    assert sum(words[:3] == ["python", "-m", "pipelines"] for words in found) == 2, "the RayJob's and the RayCronJob's"
+    assert sum(words[:4] == ["python", "-m", "pipelines", "nightly"] for words in found) == 2, (
+        "the RayJob's and the RayCronJob's"
+    )
     for words in found:
         for search in K8S.rglob("search.yaml"):
             understood(words, "nascore", search)
@@ -161,14 +172,25 @@ def test_every_command_line_of_an_overlay_is_understood(
             understood(words, template, tmp_path / "search.yaml")
 
 
+NIGHT = "python -m pipelines nightly --registry s3://b/r --raw s3://b/c --night 2026-01-31 --wait 401"
+
+
+def test_what_command_lines_that_would_fail_are_made_of() -> None:
+    understood(shlex.split(NIGHT), "nascore", K8S / "base" / "search.yaml")
+
+
 @pytest.mark.parametrize(
     "line",
     [
-        "python -m pipelines autotower --root s3://b/r",
-        "python -m pipelines autotower --root s3://b/r --dataset planted --rots x",
-        "python -m pipelines autotower --root /tmp/r --dataset planted",
-        "python -m pipelines nobody --root s3://b/r --dataset planted",
-        "python -m pipelines autotower --root 's3://b/$NIGHT' --dataset planted",
+        NIGHT.replace("s3://b/r", "/tmp/r"),
+        f"{NIGHT} --raw /tmp/clicks",
+        f"{NIGHT} --runs /tmp/runs",
+        f"{NIGHT} --rots x",
+        f"{NIGHT} --options '{{strategies: [randum]}}'",
+        f"{NIGHT} --night ''",
+        f"{NIGHT} --night '$NIGHT'",
+        f"{NIGHT} --wait 399",
+        NIGHT.replace("nightly", "nobody"),
         "python -m components search runs/mine",
         "python -m components train s3://b/r",
         "python k8s/create_rayjob.py --template other --prefix a",
@@ -193,7 +215,48 @@ def test_ray_start_knows_every_parameter() -> None:
     assert used and used <= ray_start() and "num-cpu" not in ray_start()
 
 
-# Names, networks, hours
+@pytest.mark.slow
+def test_devs_bucket_holds_days_for_the_night(s3_server: swift.Server, tmp_path: Path) -> None:
+    [one] = [one for document in sources()["components/minio/bucket.yaml"] for one in containers(document)]
+    code = one["command"][2].replace("/tmp/raw", str(tmp_path / "raw"))
+    keys = {"AWS_ACCESS_KEY_ID": swift.KEY, "AWS_SECRET_ACCESS_KEY": swift.SECRET, "AWS_REGION": "us-east-1"}
+    env = {**os.environ, **keys, "AWS_ENDPOINT_URL": s3_server.url}
+    asked = "import sys\nfrom pipelines import nightly\nprint(*nightly.parsed(sys.argv[1:]).days())"
+    command = [sys.executable, "-c", f"{code}\n{code}\n{asked}", f"--config={K8S}/base/search.yaml"]
+    days = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout.split()
+    assert len(days) == 7 and date.fromisoformat(days[-1]) >= datetime.now(UTC).date() - timedelta(days=2)
+
+
+# Rights, names, networks, hours
+
+
+def may(found: list[Document], account: str, verb: str, name: str) -> bool:
+    """Whether a service account, "namespace/name", may do something to a RayJob of ours."""
+    roles = {role["metadata"]["name"]: role["rules"] for role in of_kind(found, "Role")}
+    rules = [
+        rule
+        for binding in of_kind(found, "RoleBinding")
+        if account in [f"{one['namespace']}/{one['name']}" for one in binding["subjects"]]
+        for rule in roles[binding["roleRef"]["name"]]
+    ]
+    assert all((rule["apiGroups"], rule["resources"]) == (["ray.io"], ["rayjobs"]) for rule in rules)
+    return any(verb in rule["verbs"] and name in rule.get("resourceNames", [name]) for rule in rules)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_accounts_may_do_what_they_do_and_no_more(built: Callable[[str], list[Document]], overlay: str) -> None:
+    found = built(overlay)
+    assert not of_kind(found, "ClusterRole") and not of_kind(found, "ClusterRoleBinding")
+
+    def rights(account: str, name: str) -> set[str]:
+        verbs = ("get", "create", "list", "watch", "update", "patch", "delete", "*")
+        return {verb for verb in verbs if may(found, account, verb, name)}
+
+    assert rights("nascore/nascore-nightly", "nascore") == {"get", "create"}
+    assert rights("nascore/nascore-nightly", "nascore-nightly-20260131") == {"create"}
+    steps = {"get", "create"} if overlay == "apart" else set()
+    assert rights("kubeflow/pipeline-runner", "nascore") == rights("kubeflow/pipeline-runner", "nascore-0a1b") == steps
+    assert not rights("nascore/nascore", "nascore") and not rights("nascore/pipeline-runner", "nascore")
 
 
 def test_kustomizations_name_what_is_there() -> None:
@@ -218,7 +281,7 @@ def test_kustomizations_name_what_is_there() -> None:
     unused = {file for file in K8S.rglob("*.yaml") if file.name != "kustomization.yaml"} - used
     assert not unused, "manifests that no kustomization lists"
     apart = {file.parent for file in files} - used - {K8S / "overlays" / name for name in OVERLAYS}
-    assert apart == {K8S / "components" / "nightly-raycronjob"}, "off by default in the operator, so in no overlay"
+    assert apart == {K8S / "components" / name for name in APART}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -171,7 +171,7 @@ def test_a_night_has_one_rayjob(api: Api, capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setenv("JOB_NAME", "nascore-nightly-29")
     monkeypatch.setenv("JOB_UID", "7b1c")
     assert create_rayjob.main([*COMMAND, "--label=kueue.x-k8s.io/queue-name=nascore"]) == 0
-    assert capsys.readouterr().out.startswith("RayJob nascore-nightly-20260131: created, python -m pipelines autotower")
+    assert capsys.readouterr().out.startswith("RayJob nascore-nightly-20260131: created, python -m pipelines nightly")
     job = api.jobs["nascore-nightly-20260131"]
     assert job["metadata"]["labels"] == {"app.kubernetes.io/name": "nascore", "kueue.x-k8s.io/queue-name": "nascore"}
     assert job["metadata"]["ownerReferences"] == [
@@ -189,7 +189,7 @@ def test_the_rayjob_is_the_template_under_the_nights_name() -> None:
     assert not broken(job) and not unsafe(job)
     assert job.keys() == {"apiVersion", "kind", "metadata", "spec"} and job["metadata"].keys() == {"name", "labels"}
     assert job["spec"].pop("suspend") is False
-    assert job["spec"].pop("entrypoint").endswith("--root s3://nascore/nightly/2026-01-31")
+    assert " --night 2026-01-31 " in job["spec"].pop("entrypoint")
     assert job["spec"].items() <= TEMPLATE["spec"].items() and len(job["spec"]) == len(TEMPLATE["spec"]) - 2
     assert TEMPLATE["spec"]["suspend"] is True, "the template is as it was"
 

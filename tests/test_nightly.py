@@ -133,6 +133,22 @@ def test_settings_are_read_from_a_file_and_the_command_line(tmp_path: Path, raw:
     assert (warmed.method.steps, warmed.method.warmup, warmed.keep) == (2, 0.0, 2)
 
 
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"options": {"strategies": ["randum"]}}, "no 'randum' in strategies"),
+        ({"options": {"root": "r", "protocol": "temporal"}}, "options: protocol, root: the night itself sets that"),
+        ({"warm": {"stages": ["prepair"]}}, "no stage 'prepair'"),
+    ],
+)
+def test_wrong_options_of_the_pipeline_are_told_first(
+    options: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nightly.yaml").write_text(yaml.safe_dump({"registry": f"{tmp_path}/registry", "raw": "r", **options}))
+    assert nightly.main([f"--config={tmp_path}/nightly.yaml"]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "registry").exists()
+
+
 def test_a_shorter_supernet() -> None:
     from nascore.methods.ihas import IHAS
 

@@ -18,12 +18,13 @@ from benchmarks import planted_days
 from benchmarks.replay import plainly
 from components import trainings, workers
 from components.finalists import contenders
-from components.lease import leased
+from components.lease import Busy, Lease, leased
 from components.models import opened
 from components.registry import Registry
 from components.run import Run
 from components.versions import Version
 from pipelines import __main__ as command
+from pipelines import _nights
 from pipelines._nights import work
 from tests.nights import IHAS, OPTIONS, ROWS, settings
 
@@ -176,6 +177,17 @@ def test_nothing_is_decided_without_two_days(raw: str, tmp_path: Path) -> None:
     known = decision(tmp_path, "2")
     assert (known["decision"], known["why"]) == ("skip", "there are not two complete days")
     assert Registry(str(tmp_path)).champion() is None
+
+
+def test_a_lease_of_a_killed_night_is_waited_for(
+    raw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_nights, "POLL", 0.1)
+    Lease(Registry(str(tmp_path)).folder / "lease", 0.6).take()
+    with pytest.raises(Busy, match="holds the lease"):
+        work(settings(raw, tmp_path, "2"), plainly)
+    work(settings(raw, tmp_path, "2", wait=30.0), plainly)
+    assert capsys.readouterr().out.count("waiting for it") == 1 and decision(tmp_path, "2")["state"] == "done"
 
 
 SCRIPT = """

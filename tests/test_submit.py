@@ -11,80 +11,30 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray.job_submission
+import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
+from benchmarks import planted_days
+from components.folder import Folder
+from components.lease import Lease
+from components.registry import Registry
 from components.run import ENVIRONMENT
 from pipelines import __main__ as command
 from pipelines import _submit
+from tests.jobs import Client, Job
+from tests.nights import OPTIONS as NIGHTS
 
 URL = "http://127.0.0.1:8265"
 RUN = ("autotower", "--dataset=planted")
-
-
-@dataclass
-class Job:
-    submission_id: str
-    status: JobStatus
-    metadata: dict[str, str] | None = None
-    driver_exit_code: int | None = None
-    message: str = ""
-
-
-@dataclass
-class Client:
-    """What the job client of Ray does, without a cluster; `log` holds an exception where the connection breaks."""
-
-    jobs: list[Job] = field(default_factory=list)
-    log: list[Any] = field(default_factory=lambda: ["one\n", "two\n"])
-    ends: tuple[JobStatus, int | None] = (JobStatus.SUCCEEDED, 0)
-    sent: dict[str, Any] = field(default_factory=dict)
-    files: set[str] = field(default_factory=set)
-    error: Exception | None = None
-    address: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def __call__(self, address: str) -> "Client":
-        self.address, self.environment = address, dict(os.environ)
-        if self.error:
-            raise self.error
-        return self
-
-    def list_jobs(self) -> list[Job]:
-        return self.jobs
-
-    def submit_job(self, **sent: Any) -> None:
-        self.sent = sent
-        if folder := sent["runtime_env"].get("working_dir"):
-            self.files = {str(file.relative_to(folder)) for file in Path(folder).rglob("*") if file.is_file()}
-        self.jobs.append(Job(sent["submission_id"], JobStatus.RUNNING, sent["metadata"]))
-
-    async def tail_job_logs(self, identity: str) -> AsyncIterator[str]:
-        while self.log:
-            text = self.log.pop(0)
-            if isinstance(text, BaseException):
-                raise text
-            yield text
-        self.get_job_info(identity).status, self.get_job_info(identity).driver_exit_code = self.ends
-
-    def get_job_info(self, identity: str) -> Job:
-        (job,) = [job for job in self.jobs if job.submission_id == identity]
-        return job
-
-    def get_job_logs(self, identity: str) -> str:
-        return "first\nsearch: 3/20\n"
-
-    def stop_job(self, identity: str) -> bool:
-        self.get_job_info(identity).status = JobStatus.STOPPED
-        return True
+NIGHT = ("nightly", "--registry=s3://bucket/registry", "--raw=s3://bucket/clicks")
 
 
 @pytest.fixture
@@ -180,6 +130,14 @@ def test_a_detached_job_is_asked_and_stopped(client: Client, capsys: pytest.Capt
         ([*RUN, "--root=s3://b/r", "--strategies=[evolutoin]"], "no 'evolutoin' in strategies"),
         ([*RUN, "--root=s3://b/r", "--submission-id=a b"], "--submission-id a b: letters"),
         ([*RUN, "--root=s3://b/r", "--submit-env=NOWHERE_SET"], "--submit-env: NOWHERE_SET is not set here"),
+        ([*NIGHT, "--registry=registry"], "--registry registry is relative, and the job runs elsewhere"),
+        ([*NIGHT, "--raw=clicks"], "--raw clicks is relative"),
+        ([*NIGHT, "--runs=runs"], "--runs runs is relative"),
+        ([*NIGHT, "--options={given: [runs/other]}"], "--given (1) runs/other is relative"),
+        ([*NIGHT, "--raw="], "--raw is empty"),
+        ([*NIGHT, "--options={strategies: [randum]}"], "no 'randum' in strategies"),
+        ([*NIGHT, "--warm={protocol: temporal}"], "options: protocol: the night itself sets that"),
+        ([*NIGHT, "--rollback"], "--rollback needs no cluster: leave --submit out"),
         (["autotowr", "--root=s3://b/r"], "no pipeline 'autotowr'; there are: autotower"),
         ([], "the pipeline's name comes first"),
         (["--root=s3://b/r"], "the pipeline's name comes first"),
@@ -207,11 +165,28 @@ def test_a_run_is_sent_once(client: Client, capsys: pytest.CaptureFixture[str]) 
     assert submit("--submission-id=first", "--detach") == 0
     assert submit("--detach", root="s3://bucket/runs/mine/") == 2
     told = capsys.readouterr().err
-    assert "s3://bucket/runs/mine is run by a job already (RUNNING)" in told and "--follow first" in told
+    assert "s3://bucket/runs/mine has a job already (RUNNING)" in told and "--follow first" in told
     assert submit("--submission-id=first", root="s3://bucket/runs/other") == 2
     assert "there is a job first already (RUNNING); choose another --submission-id" in capsys.readouterr().err
     client.jobs[0].status = JobStatus.FAILED
     assert submit("--submission-id=second", "--detach") == 0, "what is over may be continued"
+
+
+def test_a_night_is_sent_once(client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("options: {method.steps: 7}\n")
+    night = [*NIGHT, f"--config={tmp_path}/mine.yaml", "--night=2026-01-31", "--submit", URL]
+    client.ends = (JobStatus.FAILED, 5)
+    assert command.main(night) == 5
+    identity = client.sent["submission_id"]
+    assert capsys.readouterr().out == f"{identity}: submitted\none\ntwo\n" and identity.startswith("nightly-registry-")
+    ran = f"python -m pipelines {' '.join(NIGHT)} --config=files/3/mine.yaml --night=2026-01-31"
+    assert client.sent["entrypoint"] == ran and {"files/3/mine.yaml", "pipelines/_nights.py"} <= client.files
+    assert client.sent["metadata"] == {"pipeline": "nightly", "root": "s3://bucket/registry"}
+    assert command.main([*night, "--detach", "--submission-id=second"]) == 0, "what is over may be continued"
+    assert command.main(["--submit", URL, "--status", identity]) == 0
+    assert f"{identity}: FAILED, exit code 5; s3://bucket/registry" in capsys.readouterr().out
+    assert command.main([*NIGHT, "--submit", URL, "--submission-id=third"]) == 2
+    assert "s3://bucket/registry has a job already (RUNNING)" in capsys.readouterr().err
 
 
 def test_only_what_is_named_travels(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,10 +344,29 @@ def test_a_run_on_a_cluster_elsewhere(cli: Cli) -> None:
     slow = ("nasrec", "--root={root}/slow", *OPTIONS, "--method.steps=1000000", "--submission-id=slow", "--detach")
     assert cli(*slow).returncode == 0
     again = cli(*slow[:-2])
-    assert again.returncode == 2 and "is run by a job already" in again.stderr
+    assert again.returncode == 2 and "has a job already" in again.stderr
     while "supernet" not in (status := cli("--status=slow").stdout):
         assert "slow: RUNNING" in status or "slow: PENDING" in status
     stopped = cli("--stop=slow")
     assert stopped.returncode == 0 and stopped.stdout.startswith("slow: STOPPED")
     assert cli("--follow=slow").returncode == 130
     assert "slow: STOPPED" in cli("--status=slow").stdout
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_night_on_a_cluster_elsewhere(cli: Cli, tmp_path: Path) -> None:
+    planted_days.write(tmp_path / "days", 3, 400)
+    known = {"registry": f"{tmp_path}/registry", "raw": f"{tmp_path}/days", "night": "2026-01-04", "options": NIGHTS}
+    (tmp_path / "night.yaml").write_text(yaml.safe_dump(known))
+    night = ("nightly", f"--config={tmp_path}/night.yaml")
+    done = cli(*night)
+    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    assert "2026-01-04: cold: there is no champion" in done.stdout and "2026-01-04: version 1 is" in done.stdout
+    assert Registry(f"{tmp_path}/registry").versions() == [1]
+    again = cli(*night)
+    assert again.returncode == 0 and "2026-01-04: done before: cold" in again.stdout
+    lease = Lease(Folder(f"{tmp_path}/registry/lease"), 300)
+    lease.take()
+    busy = cli(*night)
+    assert busy.returncode == 5 and "holds the lease" in busy.stdout, busy.stdout + busy.stderr

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from benchmarks.click_speed import log
 from benchmarks.speed import write_log
-from components.run import Run, Workers, environment
+from components.run import Run, environment
+from components.settings import Workers
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.nasrec import NASRec

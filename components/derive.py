@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from components.finalists import known_as
+from components.progress import News, Teller, watching
 from components.run import Run
 from components.trainings import ROUTER, continue_training, searched
-from components.workers import RESTARTS, News, Teller, fits, granted, settle, watching
+from components.workers import RESTARTS, fits, granted, settle
 from nascore.methods import Derived, Method
 from nascore.routing import Router
 from nascore.rows import Data, seed_of
@@ -31,7 +32,7 @@ Points = NDArray[np.float32]
 def main(run: Run) -> None:
     """Write `candidates.json`: what ours and each rival decided."""
     run.check_prepared()
-    with run.stage("derive", resumes=True) as folder, watching("derive") as board:
+    with run.stage("derive", resumes=True) as folder, watching(run, "derive") as board:
         fits(run, 1)
         names = ([""] if run.method.routes else []) + [known_as(run, one) for one in run.methods[1:] if one.decides]
         waiting = [_derive.options(**granted(run)).remote(run.root, name, board) for name in names]
@@ -42,9 +43,9 @@ def main(run: Run) -> None:
 def _derive(root: str, name: str, board: Any) -> list[dict[str, Any]]:
     run = Run.load(root)
     if not name:
-        return ours(run, Teller(board, "rows"))
+        return ours(run, Teller(board, "rows", run.workers.gpus))
     (rival,) = [one for one in run.methods[1:] if one.decides and known_as(run, one) == name]
-    return rivals(run, rival, name, Teller(board, f"{rival.name} {name}"))
+    return rivals(run, rival, name, Teller(board, f"{rival.name} {name}", run.workers.gpus))
 
 
 def rivals(run: Run, rival: Method, name: str, tell: Any = lambda news: None) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from components.workers import RESTARTS, connect, fits, granted, open_scorer
 from nascore.rows import seed_of
 from nascore.space import Genotype, key
 
-RESAMPLES = 2_000
+LEAST, RESAMPLES = 3, 2_000
 Values = NDArray[np.float64]
 
 
@@ -30,11 +30,10 @@ def main(run: Run) -> None:
     with run.stage("diagnose", resumes=True) as folder:
         wanted, fitness = run.diagnosis, run.method.fitness.kind
         about = {"metric": run.method.stop.kind, "fitness": fitness, "budget": run.budgets[0]}
-        if wanted.genotypes < 3:
-            nothing = {"n": 0, "kendall": None, "low": None, "high": None, "ceiling": None, "points": []}
-            folder.write_json(
-                "diagnose.json", {**about, **nothing, "verdict": "The supernet's ranking was not tested."}
-            )
+        nothing = {"n": 0, "kendall": None, "low": None, "high": None, "ceiling": None, "points": []}
+        untested = {**about, **nothing, "verdict": "The supernet's ranking was not tested."}
+        if wanted.genotypes < LEAST or run.stopped():
+            folder.write_json("diagnose.json", untested)
             return
         drawn = draw(run, wanted.genotypes)
         connect()
@@ -49,20 +48,27 @@ def main(run: Run) -> None:
             for model_id, genotype in zip(ids, drawn, strict=True)
             for seed in range(wanted.seeds)
         ]
-        values = [result["value"] for result in train_all(run, "diagnose", jobs)]
+        results = train_all(run, "diagnose", jobs, cut=True)
+        values = [np.nan if result is None else result["value"] for result in results]
         alone = np.array(values).reshape(len(drawn), wanted.seeds)
+        whole = np.flatnonzero(np.isfinite(alone).all(1))
+        if len(whole) < LEAST:
+            folder.write_json("diagnose.json", untested)
+            return
+        drawn, ids = ([some[n] for n in whole] for some in (drawn, ids))
+        scores, alone = np.array(scores)[whole], alone[whole]
         price = run.method.price(run.schema)
         points = [
             {
                 "model_id": model_id,
                 "genotype": {name: list(chosen) for name, chosen in genotype.items()},
-                "score": score,
+                "score": float(score),
                 "alone": own.tolist(),
                 "macs": float(price(genotype, "").macs),
             }
             for model_id, genotype, score, own in zip(ids, drawn, scores, alone, strict=True)
         ]
-        folder.write_json("diagnose.json", {**about, **judged(np.array(scores), alone), "points": points})
+        folder.write_json("diagnose.json", {**about, **judged(scores, alone), "points": points})
 
 
 @ray.remote(max_retries=RESTARTS)

@@ -1,16 +1,19 @@
 """The run as one page, `report/index.html`: what was found, whether it is better, and how far to trust the search."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from itertools import groupby
 
 from components import pictures
+from components.cost_section import cost, stopped
 from components.kinds_section import kinds
+from components.ledger import UNITS
 from components.page import NONE, count, details, duration, interval, lead, number, page, short, table, views
 from components.run import Run
 from components.search_sections import front, ranking, search, tuning
 from components.told import Row, Told, loss
+from components.tracking import trackers
 from nascore.cost import Cost
 from nascore.space import Genotype, parse
 
@@ -32,7 +35,7 @@ def main(run: Run) -> None:
             "Kinds": ("What does each kind of rows need?", kinds(told) if run.method.routes else ""),
             "Architecture": ("What was found", "" if run.method.routes else architecture(told)),
             "Training": ("Training", training(told)),
-            "Time": ("Time per stage", time_spent(told)),
+            "Cost": ("What it cost", cost(told)),
             "Settings": ("How this was made", settings(told)),
         }
         without = {title for title, stage in MADE_BY.items() if stage not in run.stages}
@@ -41,7 +44,17 @@ def main(run: Run) -> None:
         for title, (question, content) in sections.items():
             body += f'<section id="{title.lower()}" aria-labelledby="{title.lower()}-title">\n'
             body += f'<h2 id="{title.lower()}-title">{question}</h2>\n{content}\n</section>\n'
-        folder.write_text("index.html", page(f"{run.method.label} on {run.dataset}", f"{body}</main>"))
+        text = page(f"{run.method.label} on {run.dataset}", f"{body}</main>")
+        folder.write_text("index.html", text)
+        with trackers(run, "report") as watching:
+            for one in watching:
+                one.results(values(told), text)
+
+
+def values(told: Told) -> dict[str, float]:
+    """The figures that trackers take: each metric of each model on test rows, and the seconds of each stage."""
+    tested = {f"tested/{row['metric']}/{row['model']}": float(row["value"]) for row in told.report.get("rows", [])}
+    return tested | {f"cost/{one['stage']}/{unit}": one[unit] for one in told.stages for unit in UNITS}
 
 
 def heading(told: Told, titles: Sequence[str]) -> str:
@@ -78,7 +91,7 @@ def heading(told: Told, titles: Sequence[str]) -> str:
     return (
         f'<p class="eyebrow">Report of an architecture search</p>\n'
         f"<h1>{escape(run.method.label)} on {escape(run.dataset)}</h1>\n"
-        f'<p class="verdict">{escape(verdict)}</p>\n{warning}{_tiles(told)}\n<dl>{listed}</dl>\n'
+        f'<p class="verdict">{escape(verdict)}</p>\n{warning}{stopped(told)}{_tiles(told)}\n<dl>{listed}</dl>\n'
         f'<nav aria-label="Sections">{links}</nav>\n'
         "<noscript><p>The figures need JavaScript; the tables hold their numbers.</p></noscript>"
     )
@@ -250,24 +263,6 @@ def training(told: Told) -> str:
 
 def _place(order: Sequence[str], name: str) -> int:
     return order.index(name) if name in order else len(order)
-
-
-def time_spent(told: Told) -> str:
-    """Seconds of every finished stage."""
-    folder = told.run.folder
-    stages = [stage for stage in told.run.stages if stage != "report" and (folder / stage).done]
-    spent: Mapping[str, float] = {stage: (folder / stage).read_json("done.json")["seconds"] for stage in stages}
-    total = sum(spent.values())
-    if not total:
-        return lead("This was not measured: no stage of this run is done.")
-    rows = []
-    for stage, seconds in spent.items():
-        bar = f'<span class="bar" style="width:{100 * seconds / max(spent.values()):.1f}%"></span>'
-        exact = f'<data value="{seconds}" title="{seconds:,.1f} s">{duration(seconds)}</data>'
-        rows.append([escape(stage) + bar, exact, f"{seconds / total:.1%}"])
-    foot = ("All", duration(total), "")
-    text = "Wall time of each stage; one that was interrupted and continued counts from its last start."
-    return lead(text) + table("Stages", ("Stage", "Time", "Share"), rows, foot=foot)
 
 
 def settings(told: Told) -> str:

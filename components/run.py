@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.folder import Folder
+from components.ledger import Ledger
+from components.settings import Allowance, Diagnosis, Tuning, Workers
 from nascore import plugins
 from nascore.cost import Budget, Cost
 from nascore.datasets import DataError, Dataset, OnBadRow
@@ -44,6 +46,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+BUDGETED = ("supernet", "search", "diagnose", "derive", "tune")
+"""The stages that end with what there is once the run's budget is used up."""
 STAGES = ("prepare", "supernet", "search", "diagnose", "derive", "tune", "retrain", "evaluate", "report")
 
 
@@ -57,6 +61,7 @@ FIXED = {
     "retrain": ("methods", "seeds", "refit"),
 }
 """What a stage that has begun holds fast; all else may still be changed."""
+KEPT_OUT = ("root", "workers", "budget", "stages")
 TOLD = 6
 
 
@@ -81,64 +86,6 @@ def running_cluster() -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-@dataclass(frozen=True)
-class Workers:
-    """What the stages may use of the cluster.
-
-    Args:
-        train: Data-parallel workers of the supernet, sharing each batch.
-        evaluators: Scoring actors of each search; 0 shares the cores among the searches.
-        cpus: CPUs of each training or scoring worker.
-        gpus: GPUs of each training or scoring worker.
-        memory: GiB that the cluster sets aside for each training or scoring worker; 0 for none.
-        data: Whether training rows stay resident or are streamed.
-        checkpoint: Steps between two checkpoints of the supernet.
-        cache: Bytes in which the scorers of one node may keep what candidates share.
-    """
-
-    train: int = 1
-    evaluators: int = 0
-    cpus: int = 1
-    gpus: float = 0.0
-    memory: float = 0.0
-    data: Mode = "resident"
-    checkpoint: int = 1_000
-    cache: int = 2 << 30
-
-    def __post_init__(self) -> None:
-        plugins.bounded(self, train=1, evaluators=0, cpus=1, gpus=0, memory=0, checkpoint=1, cache=0)
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """How the supernet's ranking is tested; below 3 genotypes it is not.
-
-    Args:
-        genotypes: Drawn uniformly from the first budget and trained alone.
-        seeds: Trainings of each; two or more tell how far seeds agree among themselves.
-    """
-
-    genotypes: int = 40
-    seeds: int = 2
-
-    def __post_init__(self) -> None:
-        plugins.bounded(self, genotypes=0, seeds=1)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How hyper-parameters are tuned.
-
-    Args:
-        configurations: The most settings tried of each method, the first of them its own; at 0 nothing is tuned.
-    """
-
-    configurations: int = 16
-
-    def __post_init__(self) -> None:
-        plugins.bounded(self, configurations=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +115,7 @@ class Run:
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
     tuning: Tuning = field(default_factory=Tuning)
     workers: Workers = field(default_factory=Workers)
+    budget: Allowance = field(default_factory=Allowance)
     stages: tuple[str, ...] = STAGES
 
     def __post_init__(self) -> None:
@@ -190,6 +138,27 @@ class Run:
     @cached_property
     def folder(self) -> Folder:
         return Folder(self.root)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder / "ledger")
+
+    def used_up(self) -> str:
+        """What of the budget is used up; "" where nothing is."""
+        spent, budget = self.ledger.total(), self.budget
+        for allowed, unit, what in (
+            (budget.wall, "seconds", "--budget.wall {:g} h"),
+            (budget.gpu_hours, "gpu_seconds", "--budget.gpu_hours {:g}"),
+        ):
+            if allowed and spent[unit] >= allowed * 3600:
+                return what.format(allowed)
+        return ""
+
+    def stopped(self) -> bool:
+        """Whether the budget is used up, and the stage at work is to end with what there is: its entry says so."""
+        if why := self.used_up():
+            self.ledger.stop(why)
+        return bool(why)
 
     @cached_property
     def schema(self) -> Schema:
@@ -327,10 +296,11 @@ class Run:
     def stage(self, name: str, resumes: bool = False) -> Iterator[Folder]:
         """A stage's folder, emptied first unless what stands there is resumed, marked as done at the end."""
         folder, started = self.folder / name, time.monotonic()
-        if not resumes:
-            folder.clear()
-        yield folder
-        folder.write_json("done.json", {"seconds": round(time.monotonic() - started, 3)})
+        with self.ledger.attempt(name):
+            if not resumes:
+                folder.clear()
+            yield folder
+            folder.write_json("done.json", {"seconds": round(time.monotonic() - started, 3)})
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "methods": [method.to_json() for method in self.methods]}
@@ -340,7 +310,7 @@ class Run:
         mine = json.loads(json.dumps(self.to_json()))
         if self.folder.exists("run.json"):
             here, there = (
-                _leaves({name: value for name, value in run.items() if name not in ("workers", "stages", "root")})
+                leaves({name: value for name, value in run.items() if name not in KEPT_OUT})
                 for run in (mine, self.folder.read_json("run.json"))
             )
             begun = [name for stage, names in FIXED.items() if (self.folder / stage).names("*") for name in names]
@@ -376,6 +346,7 @@ class Run:
                     "diagnosis": Diagnosis(**known["diagnosis"]),
                     "tuning": Tuning(**known["tuning"]),
                     "workers": Workers(**known["workers"]),
+                    "budget": Allowance(**known["budget"]),
                 }
             )
         except (KeyError, TypeError) as error:
@@ -387,9 +358,9 @@ def _absolute(url: str) -> str:
     return os.path.abspath(os.path.expanduser(url)) if url and "://" not in url else url
 
 
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
     """The plain values inside a JSON value, by their paths."""
     if not isinstance(value, dict | list):
         return {name: value}
     inner = value.items() if isinstance(value, dict) else enumerate(value)
-    return {path: leaf for key, one in inner for path, leaf in _leaves(one, f"{name}.{key}".strip(".")).items()}
+    return {path: leaf for key, one in inner for path, leaf in leaves(one, f"{name}.{key}".strip(".")).items()}

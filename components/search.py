@@ -24,8 +24,10 @@ from ray import tune
 from ray.exceptions import RayActorError, RayError
 
 from components.errors import cause
+from components.ledger import Meter, Spent
+from components.progress import News, Teller, beside, watching
 from components.run import Folder, Run
-from components.workers import RESTARTS, News, Teller, beside, fits, granted, needs, open_scorer, settle, watching
+from components.workers import RESTARTS, fits, granted, needs, open_scorer, settle
 from nascore import plugins
 from nascore.cost import UNITS, Cost
 from nascore.rows import seed_of
@@ -61,7 +63,7 @@ def main(run: Run) -> None:
     searches += [Search(GIVEN, b, run.seeds[0]) for b in run.budgets if unsearched(run, b)]
     if len({search.id for search in searches}) < len(searches):
         raise ValueError(f"a strategy, budget or seed is named twice: {', '.join(search.id for search in searches)}")
-    with run.stage("search", resumes=True) as folder, watching("search") as board:
+    with run.stage("search", resumes=True) as folder, watching(run, "search") as board:
         left = [search for search in searches if not (folder / search.id).done]
         if left:
             _tune(run, left, board)
@@ -111,12 +113,14 @@ def _trial(config: dict[str, Any], root: str, pool: int, table: Any, board: Any)
     granting = {**granted(run, SHARE), "max_restarts": RESTARTS}
     anywhere = {"scheduling_strategy": "DEFAULT"}  # beside what Tune has set aside for this search
     evaluators = [
-        _Evaluator.options(**granting, **(anywhere if number else {})).remote(root)  # type: ignore[attr-defined]
+        _Evaluator.options(**granting, **(anywhere if number else {})).remote(root, board)  # type: ignore[attr-defined]
         for number in range(pool)
     ]
     best = -math.inf
     try:
-        best = continue_search(run, search, pooled(evaluators, table), Teller(board, search.id))
+        spent = dict[str, Spent]()
+        tell = Teller(board, search.id, run.workers.gpus)
+        best = continue_search(run, search, pooled(evaluators, table, spent), tell, spent)
     except Exception as error:  # raised by `main`: Tune would start the search again, as it does when a node is lost
         why = cause(error)
         ray.get(board.fail.remote(OSError(str(why)) if isinstance(why, RayError) else why))
@@ -126,8 +130,17 @@ def _trial(config: dict[str, Any], root: str, pool: int, table: Any, board: Any)
     tune.report({"best": best})
 
 
-def continue_search(run: Run, search: Search, score: Score, tell: Any = lambda news: None) -> float:
-    """Run one search to its end from what its folder holds; the best score."""
+def continue_search(
+    run: Run,
+    search: Search,
+    score: Score,
+    tell: Any = lambda news: None,
+    spent: Mapping[str, Spent] = {},  # noqa: B006
+) -> float:
+    """Run one search to its end from what its folder holds; the best score.
+
+    spent: what each genotype cost that `score` has scored, by its key.
+    """
     folder, method = run.folder / "search" / search.id, run.method
     space, price = run.members(search.budget), method.price(run.schema)
     strategy: Strategy
@@ -139,15 +152,17 @@ def continue_search(run: Run, search: Search, score: Score, tell: Any = lambda n
         retell(strategy, folder.read_table(name), name)
     most = len(strategy.first) if search.strategy == GIVEN else method.candidates
     while len(strategy.told) < most:
-        tell(_news(strategy, most))
+        if tell(_news(strategy, most)) and strategy.told:
+            break
         asked = strategy.ask()[: most - len(strategy.told)]
         if not asked:
             break
         started = time.monotonic()
-        scores = score([method.canonical(genotype) for genotype in asked])
+        scored = [method.canonical(genotype) for genotype in asked]
+        scores = score(scored)
         seconds = (time.monotonic() - started) / len(asked)
         trials = [Trial(g, s, price(g, "")) for g, s in zip(asked, scores, strict=True)]
-        table = _table(run, strategy, trials, seconds)
+        table = _table(run, strategy, trials, seconds, [spent.get(key(one), Spent()) for one in scored])
         folder.write_table(f"generation-{strategy.tellings:05d}.parquet", table)
         strategy.tell(trials)
     best = strategy.best(1)
@@ -206,8 +221,8 @@ def retell(strategy: Strategy, table: pa.Table, name: str) -> None:
     )
 
 
-def _table(run: Run, strategy: Strategy, trials: Sequence[Trial], seconds: float) -> pa.Table:
-    """One row a genotype."""
+def _table(run: Run, strategy: Strategy, trials: Sequence[Trial], seconds: float, spent: Sequence[Spent]) -> pa.Table:
+    """One row a genotype; what another search had scored cost nothing here."""
     digest = run.schema.split_digest
     return pa.Table.from_pylist(
         [
@@ -221,16 +236,17 @@ def _table(run: Run, strategy: Strategy, trials: Sequence[Trial], seconds: float
                 **{unit: float(getattr(trial.cost, unit)) for unit in UNITS},
                 "feasible": trial.genotype in strategy.space,
                 "seconds": seconds,
+                **own.told(),
             }
-            for place, trial in enumerate(trials)
+            for place, (trial, own) in enumerate(zip(trials, spent, strict=True))
         ]
     )
 
 
-def pooled(evaluators: Sequence[Any], table: Any) -> Score:
+def pooled(evaluators: Sequence[Any], table: Any, spent: dict[str, Spent]) -> Score:
     """Scores by a pool: what another search has scored is looked up; the rest is shared out by the first half of the
     decisions, so that an evaluator meets again what it has computed before. What an evaluator loses that dies, others
-    score; it is asked again once Ray has started it anew.
+    score; it is asked again once Ray has started it anew. `spent` is told what each genotype cost.
     """
     away = {one.ready.remote(): one for one in evaluators}
     here = list[Any]()
@@ -262,7 +278,9 @@ def pooled(evaluators: Sequence[Any], table: Any) -> Score:
             waiting = [one.score.remote(share) for one, share in zip(present, shares, strict=True)]
             for one, share, reference in zip(present, shares, waiting, strict=True):
                 try:
-                    scores.update(zip(share, ray.get(reference), strict=True))
+                    found, each = ray.get(reference)
+                    scores.update(zip(share, found, strict=True))
+                    spent.update(dict.fromkeys(share, each))
                 except RayActorError:
                     here.remove(one)
                     away[one.ready.remote()] = one
@@ -290,17 +308,24 @@ class _Table:
 class _Evaluator:
     """One resident scorer over the node's copy of the supernet."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, board: Any) -> None:
         run = Run.load(root)
+        self.gpus, self.tell = run.workers.gpus, Teller(board, "evaluators", run.workers.gpus, shown=False)
         self.score_all = open_scorer(run, run.workers.cache * run.workers.cpus // (os.cpu_count() or 1))
 
     @ray.method(max_task_retries=-1)
     def ready(self) -> None:
         """Answers once it is there, however often it must be started for that."""
 
-    def score(self, texts: list[str]) -> list[float | None]:
+    def score(self, texts: list[str]) -> tuple[list[float | None], Spent]:
+        """Their scores, and what one of them cost on average."""
+        meter = Meter(self.gpus)
         scores = self.score_all([parse(text) for text in texts])
-        return [score if math.isfinite(score) else None for score in scores]
+        spent, share = meter(), 1 / max(1, len(texts))
+        self.tell.spent()
+        return [score if math.isfinite(score) else None for score in scores], Spent(
+            spent.cpu * share, spent.gpu * share
+        )
 
 
 def write_results(run: Run, folder: Folder, searches: Sequence[Search]) -> None:

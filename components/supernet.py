@@ -14,16 +14,17 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from components.progress import Teller, watching
 from components.run import Run
 from components.trainings import continue_training
-from components.workers import RESTARTS, Teller, fits, needs, watching
+from components.workers import RESTARTS, fits, needs
 from nascore.storage import StorageError
 
 
 def main(run: Run) -> None:
     """Train to the end of the plan."""
     run.check_prepared()
-    with run.stage("supernet", resumes=True) as folder, watching("supernet") as board:
+    with run.stage("supernet", resumes=True) as folder, watching(run, "supernet") as board:
         fits(run, run.workers.train)
         with tempfile.TemporaryDirectory(prefix="nascore-train-") as scratch:
             trainer = TorchTrainer(
@@ -54,6 +55,8 @@ def _worker(config: dict[str, Any]) -> None:
     context, board = ray.train.get_context(), config["board"]
     run = Run.load(config["root"])
     try:
-        continue_training(run, context.get_world_rank(), context.get_world_size(), Teller(board, "training"))
+        rank = context.get_world_rank()
+        tell = Teller(board, "training", run.workers.gpus, shown=rank == 0)
+        continue_training(run, rank, context.get_world_size(), tell)
     except (ValueError, ArithmeticError, StorageError) as error:  # starting again would not mend it
         ray.get(board.fail.remote(error))

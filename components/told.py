@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from components.ledger import summed
 from components.run import Run
 from nascore import plugins
 
@@ -32,6 +33,7 @@ class Told:
         stage = run.folder / "retrain"
         names = stage.names("*/part=*/seed=*/result.json")
         self.results: list[Row] = [{**stage.read_json(name), "model_id": name.partition("/")[0]} for name in names]
+        self.stages = self._stages()
         self.models = self._models()
         self.found = [model for model in self.models if model["role"] == "found"]
         self.baselines = [model for model in self.models if model["role"] != "found"]
@@ -39,6 +41,16 @@ class Told:
     def _read(self, stage: str, name: str, otherwise: Any) -> Any:
         folder = self.run.folder / stage
         return folder.read_json(name) if folder.exists(name) else otherwise
+
+    def _stages(self) -> list[Row]:
+        """What each stage of the run has cost by now, all attempts together, in the order of the stages."""
+        attempts, known = self.run.ledger.attempts(), list[Row]()
+        for stage in self.run.stages:
+            own = [one for one in attempts if one["stage"] == stage]
+            if own and stage != "report":
+                spent = {unit: round(value, 3) for unit, value in summed(own).items()}
+                known.append({"stage": stage, **spent, "attempts": len(own), "stopped": own[-1]["stopped"]})
+        return known
 
     def _models(self) -> list[Row]:
         """The models of the comparison, each with its rows by metric: found ones, then baselines, best first."""

@@ -5,17 +5,21 @@ A checkpoint of a supernet is a folder `step-*` of safetensors with `done.json` 
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from math import isfinite
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 
 from components.folder import Folder
 from components.job import Job
+from components.ledger import Meter, Spent
+from components.progress import TELL_EVERY, News, Teller, watching
 from components.run import Run
-from components.workers import RESTARTS, News, Teller, granted, settle, watching
+from components.workers import RESTARTS, granted, settle
 from nascore import group
 from nascore.methods import Method, from_json
 from nascore.net import Net, Supernet
@@ -59,17 +63,17 @@ def continue_training(
         fit.restore({**last.read_tensors("weights.safetensors"), **last.read_tensors("optimizer.safetensors")})
         curve = last.read_json("curve.json")
         before = curve[-1]["seconds"] if curve else 0.0
-    while fit.step < plan.steps:
+    stopped = False
+    while fit.step < plan.steps and not stopped:
         upto = min(plan.steps, (fit.step // run.workers.checkpoint + 1) * run.workers.checkpoint)
         loss = fit.advance(min(TOLD_EVERY, upto - fit.step))
         if not isfinite(loss):
             raise FloatingPointError(f"the supernet's loss is {loss} at step {fit.step}; lower its learning rate")
         seconds = round(before + time.monotonic() - started, 3)
         curve.append({"step": fit.step, "loss": loss, "seconds": seconds, **supernet.sampler.facts(fit.step)})
-        if rank == 0:
-            tell(News(fit.step, plan.steps, "steps", loss, "loss"))
-            if fit.step == upto:
-                save(folder, fit, curve)
+        stopped = group.anywhere(bool(tell(News(fit.step, plan.steps, "steps", loss, "loss"))), device)
+        if rank == 0 and (fit.step == upto or stopped):
+            save(folder, fit, curve)
 
 
 def measured(folder: Folder, method: Method, net: Net, rank: int) -> dict[str, float]:
@@ -103,7 +107,7 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
     if folder.done:
         known: dict[str, Any] = folder.read_json("result.json")
         return known
-    started, device = time.monotonic(), settle(run)
+    started, device, meter, before = time.monotonic(), settle(run), Meter(run.workers.gpus), Spent()
     method, schema = from_json(job.method), run.schema
     genotype, plan = method.canonical(parse(job.genotype)), method.retrain
     judged = 0 if method.stop.ranks else method.stop.rows
@@ -126,22 +130,31 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
         task, data = method.task(schema).to(device), rows(split, run.workers.data)
         return Fit(supernet.to(device), task, data, plan, seed, learning, held)
 
+    def save(name: str, state: State) -> None:
+        spent = before + meter()
+        folder.write_tensors(name, {**state, "spent": torch.tensor([spent.cpu, spent.gpu])})
+
     def saved(name: str) -> State | None:
-        return folder.read_tensors(name) if folder.exists(name) else None
+        nonlocal before
+        if not folder.exists(name):
+            return None
+        state = folder.read_tensors(name)
+        before = Spent(*state.pop("spent").tolist())
+        return state
 
     fit = fresh("train")
     valid = rows("valid", first=judged, half=0 if fit.learning else -1)
     outcome = train(
         fit,
         lambda model: method.stop.measure(model, fit.task, valid),
-        lambda state: folder.write_tensors(CHECKPOINT, state),
+        partial(save, CHECKPOINT),
         saved(CHECKPOINT),
         lambda epoch, value: tell(News(epoch, plan.epochs, "epochs", value, lasting=False)),
     )
     weights = outcome.weights
     if job.refit:
         again = fresh("train+valid")
-        weights = refit(again, outcome.best_epoch, lambda state: folder.write_tensors(REFITTED, state), saved(REFITTED))
+        weights = refit(again, outcome.best_epoch, partial(save, REFITTED), saved(REFITTED))
     folder.write_tensors("weights.safetensors", weights)
     result = {
         "model_id": method.model_id(genotype, schema.split_digest),
@@ -154,6 +167,7 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
         "judged": min(judged, valid.rows) if judged else valid.rows,
         "curve": [[number if isfinite(number) else None for number in epoch] for epoch in outcome.curve],
         "seconds": round(time.monotonic() - started, 3),
+        **(before + meter()).told(),
     }
     folder.write_json("result.json", result)
     folder.write_json("done.json", {"seconds": result["seconds"]})
@@ -185,20 +199,30 @@ def kinds(run: Run, split: str) -> NDArray[np.int8]:
 
 @ray.remote(max_retries=RESTARTS)
 def _train_alone(root: str, job: Job, board: Any) -> dict[str, Any]:
-    return train_alone(Run.load(root), job, Teller(board, f"{job.method['name']} {job.folder.partition('/')[2]}"))
+    run, work = Run.load(root), f"{job.method['name']} {job.folder.partition('/')[2]}"
+    return train_alone(run, job, Teller(board, work, run.workers.gpus))
 
 
-def train_all(run: Run, stage: str, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Train every job on the cluster, as many at a time as there are cores or GPUs; results in the order of jobs."""
-    with watching(stage) as board:
-        overall, done = Teller(board, "models"), 0
+def train_all(run: Run, stage: str, jobs: Sequence[Job], cut: bool = False) -> list[dict[str, Any] | None]:
+    """Train every job on the cluster, as many at a time as there are cores or GPUs; results in the order of jobs.
+
+    cut: whether those that are not done when the run's budget is used up are given up: their results are None.
+    """
+    with watching(run, stage) as board:
+        overall, done = Teller(board, "models", counted=False), 0
         task = _train_alone.options(**granted(run))
         waiting = [task.remote(run.root, job, board) for job in jobs]
         results = dict[Any, dict[str, Any]]()
         pending = list(waiting)
         while pending:
-            ready, pending = ray.wait(pending, num_returns=1)
-            results[ready[0]] = ray.get(ready[0])
-            done += 1
-            overall(News(done, len(jobs), "models", max(result["value"] for result in results.values())))
-        return [results[reference] for reference in waiting]
+            ready, pending = ray.wait(pending, num_returns=1, timeout=TELL_EVERY)
+            if cut and run.stopped():
+                for reference in pending:
+                    ray.cancel(reference, force=True)
+                pending = []
+            for reference in ready:
+                results[reference] = ray.get(reference)
+            done += len(ready)
+            if ready:
+                overall(News(done, len(jobs), "models", max(result["value"] for result in results.values())))
+        return [results.get(reference) for reference in waiting]

@@ -3,7 +3,8 @@
 Of each method's `tunables` the default is tried first, then others in a random order. Ours is tuned once a budget, with
 the best candidate that the search found there, and settings that keep all its candidates within the budget. What may be
 used is training examples seen: a rival may try as long as it has seen fewer than our supernet, our search and our own
-tuning used together, and at most `configurations` in any case.
+tuning used together, and at most `configurations` in any case. Where the run's budget is used up before all that is
+done, every method keeps its own settings: half of it would favour who came first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ def main(run: Run) -> None:
     """Write `tuned.json`."""
     run.check_prepared()
     with run.stage("tune", resumes=True) as folder:
-        wanted = run.tuning.configurations
+        wanted = 0 if run.stopped() else run.tuning.configurations
         plan, learning = run.method.train, run.method.learning
         steps = plan.steps + (learning.lessons(plan.steps) if learning else 0)
         spent = {"supernet": steps * plan.batch, "search": calibrated(run), "tuning": 0}
@@ -59,7 +60,8 @@ def main(run: Run) -> None:
             others = rivals(run, wanted)
             advance(run, others, sum(spent.values()))
             done += others
-        folder.write_json("tuned.json", {"spent": spent, "methods": [one.told() for one in done]})
+        methods = [] if run.ledger.cut else [one.told() for one in done]
+        folder.write_json("tuned.json", {"spent": spent, "methods": methods})
 
 
 def calibrated(run: Run) -> int:
@@ -113,8 +115,10 @@ def configurations(method: Method) -> list[Settings]:
 
 
 def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> None:
-    """Try settings, a few of every tuning at a time, until none is left or the allowance of examples is used up."""
-    while opened := [one for one in tunings if one.left and one.examples < allowance]:
+    """Try settings, a few of every tuning at a time, until none is left, or the allowance of examples is used up, or
+    the run's budget.
+    """
+    while (opened := [one for one in tunings if one.left and one.examples < allowance]) and not run.stopped():
         wave = [(one, settings) for one in opened for settings in one.left[:WAVE]]
         each = []
         for one, settings in wave:

@@ -1,30 +1,18 @@
-"""Where the stages meet Ray: the connection, live progress, weights on a node, and models trained alone as tasks."""
+"""Where the stages meet Ray: the connection, what a worker is granted, and weights on a node."""
 
 import hashlib
 import logging
 import os
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 
 from components.run import Folder, Run, running_cluster
 from nascore.methods import Scorer
 
-LINE_EVERY = 30.0
-TELL_EVERY = 0.5
 UNITS = {"CPU": ("CPUs", 1), "GPU": ("GPUs", 1), "memory": ("GiB", 1 << 30)}
 RESTARTS = 16
 """How often a piece of work may lose its worker or node. Ray does not count actors whose node it drained in time."""
@@ -75,115 +63,6 @@ def settle(run: Run) -> str:
     torch.set_num_threads(run.workers.cpus)
     torch.set_flush_denormal(True)
     return "cuda" if run.workers.gpus else "cpu"
-
-
-@dataclass(frozen=True)
-class News:
-    """How far one piece of work is: `done` of `total` units, the best value so far; lasting news stay when done."""
-
-    done: int
-    total: int
-    unit: str
-    best: float | None = None
-    label: str = "best"
-    lasting: bool = True
-
-
-@ray.remote(num_cpus=0)
-class _Board:
-    """Holds the last news of each piece of work."""
-
-    def __init__(self) -> None:
-        self.news: dict[str, News] = {}
-        self.failed: Exception | None = None
-
-    def tell(self, key: str, news: News) -> None:
-        self.news[key] = news
-
-    def read(self) -> dict[str, News]:
-        return self.news
-
-    def fail(self, why: Exception) -> None:
-        self.failed = self.failed or why
-
-    def failure(self) -> Exception | None:
-        return self.failed
-
-
-def beside() -> dict[str, Any]:
-    """Options of an actor that is to live as long as this driver does: on the same node."""
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
-
-
-class Teller:
-    """What a worker tells its progress to; at most two messages a second, but always the last one."""
-
-    def __init__(self, board: Any, key: str) -> None:
-        self.board, self.key, self.told = board, key, 0.0
-
-    def __call__(self, news: News) -> None:
-        if news.done >= news.total or time.monotonic() - self.told >= TELL_EVERY:
-            self.told = time.monotonic()
-            self.board.tell.remote(self.key, news)
-
-
-@contextmanager
-def watching(stage: str) -> Iterator[Any]:
-    """A board to tell progress to, shown live on a terminal and as a plain line every 30 s elsewhere."""
-    connect()
-    board, over = _Board.options(**beside()).remote(), threading.Event()  # type: ignore[attr-defined]
-    show = _live if sys.stdout.isatty() else _lines
-    thread = threading.Thread(target=show, args=(stage, board, over), daemon=True)
-    thread.start()
-    try:
-        yield board
-    finally:
-        over.set()
-        thread.join()
-        ray.kill(board)
-
-
-def _live(stage: str, board: Any, over: threading.Event) -> None:
-    columns = (
-        TextColumn("  {task.description}"),
-        BarColumn(24),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[best]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console()) as progress:
-        bars: dict[str, TaskID] = {}
-        while True:
-            last = over.wait(TELL_EVERY)
-            for key, news in ray.get(board.read.remote()).items():
-                if key not in bars:
-                    bars[key] = progress.add_task(f"{stage} {key}", unit=news.unit, rate="", best="")
-                bar = progress.tasks[progress.task_ids.index(bars[key])]
-                rate = f"{bar.speed:,.1f}/s" if bar.speed else ""
-                progress.update(bar.id, completed=news.done, total=news.total, rate=rate, best=_best(news))
-                progress.update(bar.id, visible=news.lasting or news.done < news.total)
-            if last:
-                return
-
-
-def _lines(stage: str, board: Any, over: threading.Event) -> None:
-    started = time.monotonic()
-    begun: dict[str, tuple[float, int]] = {}
-    while not over.wait(LINE_EVERY):
-        for key, news in ray.get(board.read.remote()).items():
-            if news.done == news.total and not news.lasting:
-                continue
-            since, first = begun.setdefault(key, (started, 0))
-            rate = (news.done - first) / (time.monotonic() - since)
-            left = f"{(news.total - news.done) / rate:,.0f} s left" if rate and news.done < news.total else ""
-            line = (f"{stage} {key}", f"{news.done:,}/{news.total:,} {news.unit}", f"{rate:,.1f}/s", _best(news), left)
-            print("  " + "  ".join(filter(None, line)), flush=True)
-            begun[key] = time.monotonic(), news.done
-
-
-def _best(news: News) -> str:
-    return "" if news.best is None else f"{news.label} {news.best:.4f}"
 
 
 def staged(folder: Folder, name: str) -> str:

@@ -28,6 +28,15 @@ def wait() -> None:
         dist.barrier()
 
 
+def anywhere(flag: bool, device: str) -> bool:
+    """Whether the flag is set on any rank."""
+    if size() == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags)
+    return bool(flags)
+
+
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

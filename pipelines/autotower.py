@@ -1,7 +1,8 @@
 """AutoTower: search a two-tower retrieval model under a budget, retrain the best, test them against tuned rivals."""
 
 from components.finalists import genotypes, of_specs
-from components.run import STAGES, Diagnosis, Run, Tuning, Workers
+from components.run import STAGES, Run
+from components.settings import Allowance, Diagnosis, Tuning, Workers
 from nascore.datasets import OnBadRow
 from nascore.methods.autotower import AutoTower
 
@@ -25,6 +26,7 @@ def autotower(
     diagnosis: Diagnosis = Diagnosis(),  # noqa: B008
     tuning: Tuning = Tuning(),  # noqa: B008
     workers: Workers = Workers(),  # noqa: B008
+    budget: Allowance = Allowance(),  # noqa: B008
     stages: tuple[str, ...] = STAGES,
 ) -> Run:
     """Search, retrain and test two-tower models; the same command continues what was interrupted.
@@ -48,6 +50,7 @@ def autotower(
         diagnosis: How the supernet's ranking is tested; genotypes below 3 leave it out.
         tuning: How ours and the rivals are tuned before they are trained for the comparison.
         workers: What the stages may use of the cluster.
+        budget: Hours after which the search ends in order, with the best so far.
         stages: The stages to run, in order.
     """
     return Run(
@@ -67,5 +70,6 @@ def autotower(
         diagnosis=diagnosis,
         tuning=tuning,
         workers=workers,
+        budget=budget,
         stages=stages,
     )

@@ -1,7 +1,8 @@
 """DNS-Rec: learn the width and depth of a next-item transformer, cut it out, test it against tuned rivals."""
 
 from components.finalists import genotypes, of_specs
-from components.run import STAGES, Diagnosis, Run, Tuning, Workers
+from components.run import STAGES, Run
+from components.settings import Allowance, Diagnosis, Tuning, Workers
 from nascore.datasets import OnBadRow
 from nascore.methods.dnsrec import DNSRec
 
@@ -36,6 +37,7 @@ def dnsrec(
     diagnosis: Diagnosis = Diagnosis(0),  # noqa: B008
     tuning: Tuning = Tuning(),  # noqa: B008
     workers: Workers = Workers(),  # noqa: B008
+    budget: Allowance = Allowance(),  # noqa: B008
     stages: tuple[str, ...] = STAGES,
 ) -> Run:
     """Search, retrain and test next-item models; the same command continues what was interrupted.
@@ -60,6 +62,7 @@ def dnsrec(
         diagnosis: How the supernet's ranking is tested; genotypes below 3 leave it out.
         tuning: How ours and the rivals are tuned before they are trained for the comparison.
         workers: What the stages may use of the cluster.
+        budget: Hours after which the search ends in order, with the best so far.
         stages: The stages to run, in order.
     """
     return Run(
@@ -79,5 +82,6 @@ def dnsrec(
         diagnosis=diagnosis,
         tuning=tuning,
         workers=workers,
+        budget=budget,
         stages=stages,
     )

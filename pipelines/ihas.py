@@ -1,7 +1,8 @@
 """iHAS: learn which dimensions each kind of row needs, train a model a kind, test them against tuned rivals."""
 
 from components.finalists import of_specs
-from components.run import Run, Tuning, Workers
+from components.run import Run
+from components.settings import Allowance, Tuning, Workers
 from nascore.datasets import OnBadRow
 from nascore.methods.ihas import IHAS
 
@@ -33,6 +34,7 @@ def ihas(
     refit: bool = False,
     tuning: Tuning = Tuning(),  # noqa: B008
     workers: Workers = Workers(),  # noqa: B008
+    budget: Allowance = Allowance(),  # noqa: B008
     stages: tuple[str, ...] = STAGES,
 ) -> Run:
     """Learn gates, tell kinds of rows apart, train and test a model for each; the same command continues.
@@ -52,6 +54,7 @@ def ihas(
         refit: Whether what is tested is trained once more, on train and valid rows, for its best number of epochs.
         tuning: How ours and the rivals are tuned before they are trained for the comparison.
         workers: What the stages may use of the cluster.
+        budget: Hours after which the search ends in order, with the best so far.
         stages: The stages to run, in order.
     """
     return Run(
@@ -67,5 +70,6 @@ def ihas(
         refit=refit,
         tuning=tuning,
         workers=workers,
+        budget=budget,
         stages=stages,
     )

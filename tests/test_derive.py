@@ -16,7 +16,8 @@ from components import derive, evaluate, prepare, trainings
 from components.derive import centroids, ours
 from components.finalists import Finalist, finalists
 from components.models import ROUTER, opened
-from components.run import Run, Workers
+from components.run import Run
+from components.settings import Workers
 from components.trainings import continue_training, kinds, searched, train_alone
 from nascore.click_net import ClickTraining
 from nascore.cost import Cost

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from components import trainings, workers
-from components.run import Folder, Run, Workers
+from components.run import Folder, Run
 from components.search import GIVEN, Search, continue_search, unsearched, write_results
+from components.settings import Workers
+from components.tracking import News
 from components.trainings import Job, continue_training, searched, train_alone
-from components.workers import News, open_scorer
+from components.workers import open_scorer
 from nascore.dnsrec_net import DEPTH, WIDTH, DNSRecNet
 from nascore.methods.dnsrec import DNSRec
 from nascore.space import Genotype, key, parse

@@ -16,7 +16,8 @@ from components.evaluate import against, compare, contenders, interval, units, v
 from components.finalists import Finalist, finalists, trained
 from components.job import Job
 from components.models import opened
-from components.run import Diagnosis, Run
+from components.run import Run
+from components.settings import Diagnosis
 from components.trainings import train_alone
 from nascore.cost import UNITS, Cost
 from nascore.methods.autotower import AutoTower

@@ -53,6 +53,15 @@ def drawn(run: Run, count: int) -> list[Genotype]:
     return [space.sample(rng) for _ in range(count)]
 
 
+def test_yesterdays_front_is_proposed_first(run_with: RunWith) -> None:
+    space = METHOD.space(run_with(METHOD).schema)
+    cheap = {name: (decision.options[0],) for name, decision in space.decisions.items()}
+    run = run_with(METHOD, first=(cheap,))
+    continue_search(run, SEARCH, plain)
+    table = (run.folder / "search" / SEARCH.id).read_table("generation-00000.parquet")
+    assert parse(table["genotype"][0].as_py()) == cheap
+
+
 def test_given_genotypes_are_scored_apart_and_compared_each_by_itself(run_with: RunWith) -> None:
     some = drawn(run_with(METHOD), 3)
     settings: dict[str, Any] = {"strategies": (SEARCH.strategy,), "budgets": (SEARCH.budget,), "keep": 2}

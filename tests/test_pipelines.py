@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components.run import STAGES, Diagnosis, Run, Workers
+from components.run import STAGES, Run
+from components.settings import Diagnosis, Workers
 from nascore import plugins
 from nascore.click_net import ClickTraining
 from nascore.fitness import Fitness

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from components import diagnose, evaluate, retrain, search, supernet
-from components.run import Diagnosis, Run, Workers
+from components.ledger import UNITS
+from components.run import Run
+from components.settings import Diagnosis, Workers
 from components.trainings import continue_training
 from components.workers import granted, needs
 from nascore.fitness import Fitness
@@ -38,7 +40,7 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
 
 def scored(run: Run) -> pa.Table:
     """What the searches of a run found, without what depends on time."""
-    return (run.folder / "search").read_table("trials.parquet").drop_columns(["seconds"])
+    return (run.folder / "search").read_table("trials.parquet").drop_columns([*UNITS])
 
 
 def test_two_train_workers_come_close_to_one_process_on_the_joined_batch(run_with: RunWith) -> None:

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from components import retrain, search, supernet
-from components.run import Run, Workers
+from components.ledger import UNITS
+from components.run import Run
+from components.settings import Workers
 from components.trainings import continue_training
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
@@ -86,8 +88,8 @@ def found_and_retrained(run: Run, disturb: bool) -> tuple[pa.Table, dict[str, An
     with killing("train_alone", lambda: disturb and trained.exists("checkpoint.safetensors")) as killed:
         retrain.main(run)
     assert bool(killed) is disturb
-    result = {name: value for name, value in trained.read_json("result.json").items() if name != "seconds"}
-    trials = folder.read_table("trials.parquet").drop_columns(["seconds"])
+    result = {name: value for name, value in trained.read_json("result.json").items() if name not in UNITS}
+    trials = folder.read_table("trials.parquet").drop_columns([*UNITS])
     return trials, result, trained.read_tensors("weights.safetensors")
 
 

@@ -33,7 +33,7 @@ SCHEMA = Schema(
     split_digest="0123456789abcdef" * 4,
 )
 PRICE = METHOD.price(SCHEMA)
-SECTIONS = ("comparison", "search", "front", "ranking", "tuning", "architecture", "training", "time", "settings")
+SECTIONS = ("comparison", "search", "front", "ranking", "tuning", "architecture", "training", "cost", "settings")
 ABOUT = {"kept": False, "budget": "", "strategy": ""}
 Row = dict[str, Any]
 TRIED = [{"settings": {}, "value": 0.25}, {"settings": {"embedding": "24"}, "value": 0.3}]
@@ -74,7 +74,7 @@ def trials(run: Run) -> list[Row]:
                 for number, genotype in enumerate(members(budget, 10, seed + len(strategy))):
                     score = None if number == 2 else -7.0 + Random(key(genotype)).random()
                     about = {"trial": f"{strategy}-{budget}-seed{seed}", "seed": seed, "number": number}
-                    own = {"genotype": key(genotype), "seconds": 0.25}
+                    own = {"genotype": key(genotype), "seconds": 0.25, "cpu_seconds": 0.2}
                     rows.append({**about, **candidate(genotype, score, strategy, budget), **own})
     return rows
 
@@ -132,7 +132,8 @@ def fake(root: Path, label: str = "", **settings: Any) -> tuple[Run, list[Row]]:
             more = {"best_epoch": min(2, len(curve)), "steps": 30, "curve": curve, "seconds": 4.0}
             write(run, f"retrain/{model_id}/part=0/seed={seed}/result.json", {**result, **more})
     for stage, seconds in (("prepare", 30.0), ("search", 90.0), ("retrain", 7_500.0)):
-        write(run, f"{stage}/done.json", {"seconds": seconds})
+        known = dict.fromkeys(("began", "stopped"), "") | {"cpu_seconds": seconds / 2, "gpu_seconds": 0.0}
+        write(run, f"ledger/{stage}.json", {"stage": stage, "seconds": seconds, **known})
     return run, told
 
 
@@ -330,12 +331,12 @@ def test_training(tmp_path: Path) -> None:
     assert {trace["line"]["dash"] for trace in traces if trace["name"] == "Popularity"} == {"dash"}
 
 
-def test_time_and_settings(tmp_path: Path) -> None:
+def test_cost_and_settings(tmp_path: Path) -> None:
     run, _ = fake(tmp_path)
-    text = made(run)
-    rows = [[cell.replace("\xa0", " ") for cell in row] for row in cells(section(text, "time"), "Stages")]
-    assert rows == [["prepare", "30 s", "0.4%"], ["search", "1 min 30 s", "1.2%"], ["retrain", "2 h 5 min", "98.4%"]]
-    assert "2 h 7 min" in section(text, "time").partition("<tfoot>")[2].replace("\xa0", " ")
+    text = made(run).replace("\xa0", " ")
+    rows, foot = cells(section(text, "cost"), "Stages"), section(text, "cost").partition("<tfoot>")[2]
+    assert rows[1:] == [["search", "1 min 30 s", "45 s", "1"], ["retrain", "2 h 5 min", "1 h 2 min", "1"]]
+    assert "2 h 7 min" in foot and "A genotype took 0.2 s of CPU time to score, on average" in text
     (settings,) = re.findall(r"<pre>(.*?)</pre>", section(text, "settings"), re.S)
     assert json.loads(unescape(settings)) == json.loads(json.dumps(run.to_json()))
 
@@ -344,8 +345,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     run, _ = fake(tmp_path, seeds=(3,))
     text = section(made(run), "comparison")
     assert "One seed (3); no interval was measured." in text
-    rows = cells(text, "Quality and cost of every model")
-    assert [row[2] for row in rows] == ["0.3100", "0.3000", "0.2000"]
+    assert [row[2] for row in cells(text, "Quality and cost of every model")] == ["0.3100", "0.3000", "0.2000"]
     assert figures(text)[0]["data"][1]["error_x"]["array"] == [0, 0]
 
 
@@ -356,7 +356,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     (("tune",), ("tuning",), 7),
     (("evaluate",), ("comparison", "architecture"), 7 - 1),
     (("retrain",), ("training",), 7 - 1),
-    (("supernet", "search", "diagnose", "tune", "retrain", "evaluate"), SECTIONS[:-2], 0),
+    (("supernet", "search", "diagnose", "tune", "retrain", "evaluate", "ledger"), SECTIONS[:-1], 0),
 ])  # fmt: skip
 def test_what_was_not_measured_is_said(
     tmp_path: Path, missing: tuple[str, ...], sections: tuple[str, ...], kept: int

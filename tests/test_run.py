@@ -16,7 +16,8 @@ import torch
 
 from components import run as running
 from components.errors import told as line_of
-from components.run import STAGES, Diagnosis, Folder, Run, Workers
+from components.run import STAGES, Folder, Run
+from components.settings import Diagnosis, Workers
 from nascore import space
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower

@@ -10,8 +10,8 @@ from components import tune
 from components.finalists import finalists
 from components.job import Job
 from components.run import STAGES, Run
-from components.run import Tuning as Wanted
 from components.search import Search, continue_search, write_results
+from components.settings import Tuning as Wanted
 from nascore import plugins
 from nascore.fitness import Fitness
 from nascore.methods import Method, from_json

@@ -13,7 +13,7 @@ from components.derive import candidate
 from components.finalists import finalists
 from components.job import Job
 from components.run import Run
-from components.run import Tuning as Wanted
+from components.settings import Tuning as Wanted
 from nascore.methods import Derived, Method
 from nascore.methods.fm import FM
 from nascore.methods.ihas import ADAM, IHAS

@@ -106,7 +106,7 @@ class AdaFS(GatedMethod):
 
     def sampler(self, space: Space, seed: int) -> Sampler:
         fields = len(space.decisions)
-        kept, hard = ceil(self.share * fields), self.kind == "hard"
+        kept, hard = max(1, ceil(round(self.share * fields, 9))), self.kind == "hard"
         return _Controller(space, seed, fields * self.embedding, self.hidden, kept if hard else 0, self.pretrained)
 
     def supernet(self, schema: Schema, space: Space, seed: int, searching: bool = False) -> Supernet:

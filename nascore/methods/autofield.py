@@ -61,5 +61,6 @@ class AutoField(GatedMethod):
         gates, space = supernet.sampler, supernet.net.space
         assert isinstance(gates, Bernoulli) and gates.logits is not None
         ranked = sorted(zip(gates.logits.tolist(), space.decisions, strict=True), key=lambda one: -one[0])
-        kept = ranked[: ceil(self.share * len(ranked))]
+        count = max(1, ceil(round(self.share * len(ranked), 9)))  # 0.28 · 25 comes out above 7
+        kept = ranked[:count]
         return opened(space, [(name, option) for _, name in kept for option in space.decisions[name].options])

@@ -31,7 +31,7 @@ class _Searched(SearchedNet):
         self.steps, self.sharpest, self.rewind, self.weight = (
             method.steps,
             method.sharpness,
-            method.rewind,
+            int(method.rewind * method.steps),
             method.weight,
         )
         rows_N = torch.tensor([*self.sizes.values()])

@@ -39,7 +39,10 @@ class _Searched(SearchedNet):
     def found(self) -> Tensor:
         above = self.matrix.detach().abs() - self.thresholds.weight.detach().sigmoid()
         kept = max(1, round(self.share * above.numel()))
-        return (above >= above.flatten().kthvalue(above.numel() - kept + 1).values).to(above.dtype)
+        least = above.flatten().kthvalue(above.numel() - kept + 1).values
+        found = (above > least).flatten()
+        found[(above == least).flatten().nonzero()[: kept - int(found.sum())]] = True  # of those alike the first
+        return found.view_as(above).to(above.dtype)
 
     def give(self, net: PrunedNet) -> None:
         super().give(net)

@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "setup: $(TORCH), the largest package: minutes on a slow line"
 	@$(PIP) $(TORCH)
 	@echo "setup: all other packages, at the versions of constraints.txt"
-	@$(PIP) --editable '.[dev,kubeflow,export]'
+	@$(PIP) --editable '.[dev,kubeflow,export,mlflow]'
 	@touch $@
 	@echo "setup: done"
 

@@ -1,8 +1,8 @@
 """Errors as a person is told them: one line, and the exit code of their class.
 
 0 done; 1 a bug of ours, or anything that is none of the following; 2 a wrong command line, or settings that do not go
-together; 3 data that cannot be used; 4 a budget that no architecture keeps; 5 storage or cluster: mend it if need be,
-and the same command continues; 130 interrupted.
+together or lead to no finite number; 3 data that cannot be used; 4 a budget that no architecture keeps; 5 storage or
+cluster: mend it if need be, and the same command continues; 130 interrupted.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def told(error: BaseException) -> str | None:
     error = cause(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if _outside(error) or isinstance(error, ValueError | ArithmeticError | OSError | StorageError):
+    if _outside(error) or isinstance(error, ValueError | FloatingPointError | OSError | StorageError):
         return str(error) or type(error).__name__
     return None
 
@@ -34,7 +34,7 @@ def exit_code(error: BaseException) -> int:
         return DATA
     if isinstance(error, Infeasible):
         return BUDGET
-    if isinstance(error, ValueError | FileNotFoundError):
+    if isinstance(error, ValueError | FloatingPointError | FileNotFoundError):
         return USAGE
     if isinstance(error, OSError | StorageError) or _outside(error):
         return AGAIN

@@ -174,9 +174,13 @@ def leased(folder: Folder, seconds: float) -> Iterator[Lease]:
     lease = Lease(folder, seconds)
     lease.take()
 
-    def interrupt() -> None:
-        signal.pthread_kill(main, signal.SIGINT)  # also where it waits, which `_thread.interrupt_main` does not end
+    def woken(*_: Any) -> None:
+        raise KeyboardInterrupt
 
+    def interrupt() -> None:
+        signal.pthread_kill(main, signal.SIGUSR1)  # also where it waits, which `_thread.interrupt_main` does not end
+
+    usual = signal.signal(signal.SIGUSR1, woken)  # SIGINT is ignored by what runs in the background of a script
     thread = threading.Thread(target=lease._keep, args=(interrupt,), daemon=True)
     thread.start()
     try:
@@ -188,6 +192,7 @@ def leased(folder: Folder, seconds: float) -> Iterator[Lease]:
     finally:
         lease.over.set()
         thread.join()
+        signal.signal(signal.SIGUSR1, usual)
         lease.release()
 
 

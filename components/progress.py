@@ -57,9 +57,8 @@ class _Metrics:
                 counter.inc(seconds, tags=work)
 
 
-@ray.remote(num_cpus=0)
-class _Board:
-    """Holds the last news of each piece of work, what each worker has spent, and whether all are to stop."""
+class Board:
+    """An actor that holds each piece of work's last news, what each worker has spent, and whether all are to stop."""
 
     def __init__(self, run: str, stage: str) -> None:
         self.news: dict[str, News] = {}
@@ -133,7 +132,7 @@ def watching(run: Run, stage: str) -> Iterator[Any]:
     """
     connect()
     title = run.folder.path.rpartition("/")[2]
-    board, over = _Board.options(**beside()).remote(title, stage), threading.Event()  # type: ignore[attr-defined]
+    board, over = ray.remote(num_cpus=0)(Board).options(**beside()).remote(title, stage), threading.Event()
     with ExitStack() as opened:
         live = opened.enter_context(_live(stage)) if sys.stdout.isatty() else _Lines(stage)
         shown: list[Shown] = [live, *opened.enter_context(trackers(run, stage))]

@@ -1,9 +1,5 @@
 """DNS-Rec through the stages: what was killed goes on, budgets, paths, inheriting, and a run by the command line."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from math import log
@@ -26,6 +22,7 @@ from nascore.methods.dnsrec import DNSRec
 from nascore.space import Genotype, key, parse
 from nascore.training import Learning
 from pipelines.dnsrec import dnsrec
+from tests.commands import finish, read, report
 
 RunWith = Callable[..., Run]
 METHOD = DNSRec(
@@ -244,30 +241,26 @@ OPTIONS = (
 )
 
 
-def finish(root: Path) -> str:
-    """The pipeline on a Ray cluster of its own."""
-    command = [sys.executable, "-m", "pipelines", "dnsrec", f"--root={root}", *OPTIONS]
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    root = tmp_path_factory.mktemp("runs") / "first"
+    output = finish("dnsrec", root, *OPTIONS)
+    assert output.strip().endswith(f"Report: {root}/report/index.html")
+    return root
 
 
-def report(root: Path) -> dict[str, Any]:
-    """The report without what depends on time and place."""
-    known: dict[str, Any] = json.loads((root / "evaluate/report.json").read_text())
-    return {name: value for name, value in known.items() if name not in ("timing", "run")}
+@pytest.mark.long
+@pytest.mark.ray
+def test_a_run_gives_the_same_report_twice(first: Path, tmp_path: Path) -> None:
+    finish("dnsrec", tmp_path / "second", *OPTIONS)
+    assert report(tmp_path / "second") == report(first)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_gives_the_same_report_twice(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    output = finish(first)
-    assert output.strip().endswith(f"Report: {first}/report/index.html")
-    finish(second)
+def test_a_run_tests_what_it_found_and_does_nothing_when_done(first: Path) -> None:
     told = report(first)
-    assert report(second) == told
     assert told["headline"] == "ndcg@10"
     assert told["protocol"] == "leave_one_out/full+pop100_fixed+recbole_pop100"
     rows = {row["model"]: row for row in told["rows"] if row["metric"] == "ndcg@10"}
@@ -276,12 +269,12 @@ def test_a_run_gives_the_same_report_twice(tmp_path: Path) -> None:
     assert {f"{name}@{k}/pop100_fixed" for name in ("recall", "mrr", "ndcg") for k in (5, 10, 20)} <= {
         row["metric"] for row in told["rows"]
     }
-    (candidate,) = json.loads((first / "search/candidates.json").read_text())
-    last = json.loads((first / "supernet/curve.json").read_text())[-1]
+    (candidate,) = read(first, "search/candidates.json")
+    last = read(first, "supernet/curve.json")[-1]
     for name, (option,) in ((name, parse(candidate["genotype"])[name]) for name in (WIDTH, DEPTH)):
         shares = {known: share for known, share in last.items() if known.startswith(f"share/{name}/")}
         assert max(shares, key=shares.__getitem__) == f"share/{name}/{option}"
     page = (first / "report/index.html").read_text()
     assert "What the supernet learned to prefer" in page
     assert Folder(str(first)).read_json("supernet/measured.json") == {}
-    assert finish(first).count("done before") == 8
+    assert finish("dnsrec", first, *OPTIONS).count("done before") == 8

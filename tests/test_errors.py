@@ -37,7 +37,8 @@ class Failed(Exception):
 
 CLASSES: list[tuple[BaseException, int, str | None]] = [
     (TypeError("ours"), 1, None),
-    (FloatingPointError("the loss is nan"), 1, "the loss is nan"),
+    (ZeroDivisionError("ours"), 1, None),
+    (FloatingPointError("the loss is nan"), 2, "the loss is nan"),
     (ValueError("a bad name"), 2, "a bad name"),
     (FileNotFoundError("holds no run.json"), 2, "holds no run.json"),
     (DataError("a row is broken"), 3, "a row is broken"),

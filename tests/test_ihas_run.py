@@ -1,9 +1,5 @@
 """iHAS by the command line: the same report twice, every kind of model, and populations that it tells apart."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from nascore.datasets.planted_populations import CATEGORIES, PlantedPopulations
 from nascore.methods.ihas import IHAS
 from pipelines.__main__ import parse
 from pipelines.ihas import ihas
+from tests.commands import finish, read, report
 
 SMALL = (
     "--dataset=planted_populations:rows=4000",
@@ -39,39 +36,32 @@ SMALL = (
 )
 
 
-def finish(root: Path, options: tuple[str, ...] = SMALL) -> str:
-    """The pipeline on a Ray cluster of its own."""
-    command = [sys.executable, "-m", "pipelines", "ihas", f"--root={root}", *options]
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-def read(root: Path, name: str) -> Any:
-    return json.loads((root / name).read_text())
-
-
-def report(root: Path) -> dict[str, Any]:
-    """The report without what depends on time and place."""
-    return {name: value for name, value in read(root, "evaluate/report.json").items() if name not in ("timing", "run")}
-
-
 def by_label(told: dict[str, Any], metric: str = "log_loss") -> dict[str, Any]:
     return {row["model"]: row for row in told["rows"] if row["metric"] == metric}
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    root = tmp_path_factory.mktemp("runs") / "first"
+    output = finish("ihas", root, *SMALL)
+    assert output.strip().endswith(f"Report: {root}/report/index.html") and "Warning" not in output
+    return root
+
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_a_run_gives_the_same_report_twice(first: Path, tmp_path: Path) -> None:
+    finish("ihas", tmp_path / "second", *SMALL)
+    assert report(tmp_path / "second") == report(first)
+    for name in ("derive/candidates.json", "derive/kinds.json"):
+        assert read(tmp_path / "second", name) == read(first, name)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_gives_the_same_report_twice(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    output = finish(first)
-    assert output.strip().endswith(f"Report: {first}/report/index.html") and "Warning" not in output
-    finish(second)
+def test_a_run_tests_what_it_found_and_does_nothing_when_done(first: Path) -> None:
     told = report(first)
-    assert report(second) == told
-    for name in ("derive/candidates.json", "derive/kinds.json"):
-        assert read(first, name) == read(second, name)
     assert (told["headline"], told["protocol"]) == ("log_loss", "stratified/all-rows")
     rows = by_label(told)
     ours = [f"iHAS whole, {kind}" for kind in ("clusters", "single", "open", "gates")]
@@ -109,7 +99,7 @@ def test_a_run_gives_the_same_report_twice(tmp_path: Path) -> None:
     assert len(tuned) == 3 and all(len(one["tried"]) == 2 for one in tuned.values())
     spent = read(first, "tune/tuned.json")["spent"]
     assert spent["supernet"] == (60 + 40) * 128, "lessons count"
-    assert finish(first).count("done before") == 7
+    assert finish("ihas", first, *SMALL).count("done before") == 7
 
 
 @pytest.mark.parametrize("preset", ["ihas_1", "ihas_2", "ihas_3", "ihas_4", "base"])
@@ -193,7 +183,7 @@ def population(root: Path, planted: PlantedPopulations) -> dict[str, NDArray[np.
 @pytest.mark.ray
 def test_two_populations_are_told_apart(tmp_path: Path) -> None:
     root, planted = tmp_path / "run", PlantedPopulations()
-    finish(root, ("--dataset=planted_populations", *KNOWN))
+    finish("ihas", root, "--dataset=planted_populations", *KNOWN)
     true, own = population(root, planted), dict[int, int]()
     for split in ("train", "valid"):
         kind = pq.read_table(root / f"derive/kinds-{split}.parquet")["kind"].to_numpy()
@@ -218,7 +208,7 @@ def test_two_populations_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_one_population_needs_one_model(tmp_path: Path) -> None:
     root = tmp_path / "run"
-    finish(root, ("--dataset=planted_populations:populations=1", *KNOWN))
+    finish("ihas", root, "--dataset=planted_populations:populations=1", *KNOWN)
     told = report(root)
     (pair,) = [one for one in told["paired"] if one["a"].endswith("clusters") and one["b"].endswith("single")]
     assert pair["high"] >= 0 and told["kinds"].startswith("A model for each of 2 kinds of rows does not help")

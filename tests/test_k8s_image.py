@@ -60,7 +60,8 @@ def test_the_image_holds_what_it_copies_and_no_more() -> None:
 
 def test_every_package_of_the_image_has_a_version() -> None:
     known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*known["dependencies"], *known["optional-dependencies"]["kubeflow"]]
+    extras = known["optional-dependencies"]
+    wanted = [*known["dependencies"], *extras["kubeflow"], *extras["mlflow"]]
     left, seen = [Requirement(line) for line in wanted], set()
     while left:
         needed = left.pop()

@@ -217,11 +217,15 @@ def test_a_killed_holder_of_this_machine_is_known_to_be_gone(tmp_path: Path) -> 
     Lease(Folder(str(tmp_path)), 60).take()
 
 
-def test_the_loss_of_a_lease_stops_the_work(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_the_loss_of_a_lease_stops_the_work(tmp_path: Path, handler: Any) -> None:
+    folder, usual = Folder(str(tmp_path)), signal.signal(signal.SIGINT, handler)
     started = time.monotonic()
-    with pytest.raises(Lost, match="another run has taken it over"), leased(folder, 3.0) as lease:
-        create(folder, f"{lease.number + 1:08d}.json", b"{}")
-        time.sleep(60)
+    try:
+        with pytest.raises(Lost, match="another run has taken it over"), leased(folder, 3.0) as lease:
+            create(folder, f"{lease.number + 1:08d}.json", b"{}")
+            time.sleep(60)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert time.monotonic() - started < 30, "it is woken"
     assert lease.numbers()[-1] == lease.number + 1

@@ -1,13 +1,10 @@
 """NASRec end to end by the command line, on planted clicks: the same seed gives the same report."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.commands import finish, read, report
 
 OPTIONS = (
     "--dataset=planted_clicks:rows=4000",
@@ -35,33 +32,26 @@ OPTIONS = (
 )
 
 
-def finish(root: Path) -> str:
-    """The pipeline on a Ray cluster of its own."""
-    command = [sys.executable, "-m", "pipelines", "nasrec", f"--root={root}", *OPTIONS]
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    root = tmp_path_factory.mktemp("runs") / "first"
+    output = finish("nasrec", root, *OPTIONS)
+    assert output.strip().endswith(f"Report: {root}/report/index.html")
+    return root
 
 
-def read(root: Path, name: str) -> Any:
-    return json.loads((root / name).read_text())
-
-
-def report(root: Path) -> dict[str, Any]:
-    """The report without what depends on time and place."""
-    return {k: v for k, v in read(root, "evaluate/report.json").items() if k not in ("timing", "run")}
+@pytest.mark.long
+@pytest.mark.ray
+def test_a_run_gives_the_same_report_twice(first: Path, tmp_path: Path) -> None:
+    finish("nasrec", tmp_path / "second", *OPTIONS)
+    assert report(tmp_path / "second") == report(first)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_gives_the_same_report_twice(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    output = finish(first)
-    assert output.strip().endswith(f"Report: {first}/report/index.html")
-    finish(second)
+def test_a_run_tests_what_it_found_and_does_nothing_when_done(first: Path) -> None:
     told = report(first)
-    assert report(second) == told
     assert (told["headline"], told["protocol"]) == ("log_loss", "stratified/all-rows")
     assert {row["metric"] for row in told["rows"]} == {"log_loss", "auc", "calibration"}
     labels = [row["model"] for row in told["rows"] if row["metric"] == "log_loss"]
@@ -76,4 +66,4 @@ def test_a_run_gives_the_same_report_twice(tmp_path: Path) -> None:
         for seed in (0, 1):
             assert (first / f"retrain/{model_id}/part=0/seed={seed}/result.json").exists()
     assert tested < set(trained) and not tested & kept and len(tested) == 3, "what is tested has tables without a cap"
-    assert finish(first).count("done before") == 8
+    assert finish("nasrec", first, *OPTIONS).count("done before") == 8

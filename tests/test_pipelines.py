@@ -303,7 +303,7 @@ def test_a_failing_stage_says_how_to_go_on(
         raise FloatingPointError("none of 3 genotypes has a finite score")
 
     monkeypatch.setattr("components.evaluate.main", fails)
-    assert pipeline("--stages=[prepare,evaluate]") == 1
+    assert pipeline("--stages=[prepare,evaluate]") == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: none of 3 genotypes has a finite score\nWhat is finished stays")
     assert "prepare: done in" in said.out

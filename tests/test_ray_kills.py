@@ -93,6 +93,7 @@ def found_and_retrained(run: Run, disturb: bool) -> tuple[pa.Table, dict[str, An
     return trials, result, trained.read_tensors("weights.safetensors")
 
 
+@pytest.mark.long
 def test_a_killed_evaluator_and_a_killed_training_leave_no_trace(run_with: Callable[..., Run]) -> None:
     asked = {"strategies": ("evolution:population=8",), "budgets": ("macs=100000",), "seeds": (0,), "keep": 1}
     trials, result, weights = found_and_retrained(run_with(METHOD, **asked), disturb=True)

@@ -1,6 +1,5 @@
 """Whole runs by the command line: the same seed gives the same report, also when the run was killed on its way."""
 
-import json
 import os
 import random
 import signal
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.commands import outside, report
 
 OPTIONS = (
     "--dataset=parquet",
@@ -36,10 +37,9 @@ OPTIONS = (
 def start(root: Path, shop: Any, *more: str) -> subprocess.Popen[str]:
     """The pipeline in a process group of its own, on a Ray cluster of its own."""
     command = [sys.executable, "-m", "pipelines", "autotower", f"--root={root}", f"--raw={shop.raw}", *OPTIONS, *more]
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
         command,
-        env=own,
+        env=outside(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -53,12 +53,6 @@ def finish(root: Path, shop: Any) -> str:
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
-
-
-def report(root: Path) -> dict[str, Any]:
-    """The report without what depends on time and place."""
-    known: dict[str, Any] = json.loads((root / "evaluate/report.json").read_text())
-    return {name: value for name, value in known.items() if name not in ("timing", "run")}
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from components.folder import Folder
 from components.job import Job
 from components.run import Run
 from nascore import plugins
-from nascore.gated_method import GatedMethod
 from nascore.methods import Method
+from nascore.methods._gated import GatedMethod
 from nascore.space import Genotype, parse
 
 LIKE = ("embedding", "layers", "steps", "pretrained", "learner")

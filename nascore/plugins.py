@@ -1,5 +1,7 @@
 """Galleries are folders and the folder is the registry: a file's name is its room's name.
 
+A file whose name begins with `_` is no room, but what several rooms of its gallery share.
+
 A room is asked for by a spec: its name, then, after a colon, one leading value and any `key=value` settings:
 `mlp:64`, `self_attention_pool:positions=true`, `evolution:population=20,mutation=0.2`.
 """
@@ -15,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 def names(gallery: str) -> tuple[str, ...]:
     """The rooms of a gallery, read from its folder; nothing is imported."""
-    return tuple(sorted(file.stem for file in (FOLDER / gallery).glob("*.py") if file.stem != "__init__"))
+    return tuple(sorted(file.stem for file in (FOLDER / gallery).glob("*.py") if not file.stem.startswith("_")))
 
 
 @cache

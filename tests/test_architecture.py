@@ -34,7 +34,7 @@ LAYERS = (
         "two_tower prefix_scoring click_net nasrec_net head_scoring sequence_net dnsrec_net gated_net pruned_net "
         "routing",
     ),
-    ("methods", "methods gated_method"),
+    ("methods", "methods"),
     ("components", "components"),
     ("pipelines", "pipelines"),
 )

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from components.run import Run
 from nascore import fitness
 from nascore.buckets import in_buckets
-from nascore.gated_method import PrunedMethod
+from nascore.methods._gated import PrunedMethod
 from nascore.methods.optembed import OptEmbed
 from nascore.methods.optfs import OptFS
 from nascore.methods.pep import PEP

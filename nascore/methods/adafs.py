@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.gated_method import GatedMethod
 from nascore.gated_net import WHOLE
+from nascore.methods._gated import GatedMethod
 from nascore.net import Supernet
 from nascore.plugins import bounded
 from nascore.rows import seed_of

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
 
-from nascore.gated_method import GatedMethod
 from nascore.gated_net import decision
+from nascore.methods._gated import GatedMethod
 from nascore.net import Supernet
 from nascore.plugins import bounded
 from nascore.rows import Data

@@ -21,9 +21,9 @@ from torch import Tensor
 from nascore import plugins
 from nascore.buckets import bucketed
 from nascore.click_net import ClickNet, ClickTraining
-from nascore.gated_method import GatedMethod
 from nascore.gated_net import GatedNet, decision
 from nascore.methods import ClickBaseline, Derived, Method
+from nascore.methods._gated import GatedMethod
 from nascore.net import Net, Supernet
 from nascore.plugins import bounded
 from nascore.routing import Kind, Router

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nascore import fitness
 from nascore.click_net import Inputs
-from nascore.gated_method import PrunedMethod
 from nascore.gated_net import decision
+from nascore.methods._gated import PrunedMethod
 from nascore.net import Net, Supernet
 from nascore.plugins import bounded
 from nascore.pruned_net import SearchedNet

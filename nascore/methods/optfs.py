@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nascore.click_net import Inputs
-from nascore.gated_method import PrunedMethod
+from nascore.methods._gated import PrunedMethod
 from nascore.net import Net
 from nascore.plugins import bounded
 from nascore.pruned_net import PrunedNet, SearchedNet

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from nascore.click_net import Inputs
-from nascore.gated_method import PrunedMethod
+from nascore.methods._gated import PrunedMethod
 from nascore.net import Net
 from nascore.pruned_net import PrunedNet, SearchedNet
 from nascore.schema import Schema

@@ -103,17 +103,20 @@ def centroids(router: Router, train: Data, seed: int, tell: Any) -> Points:
     """Where k-means sees the kinds, from one pass over the training rows. Shape (kinds, K)."""
     kinds = len(router.centroids)
     random, means, done = seed_of(seed, "kinds") % (1 << 32), None, 0
+    early = np.empty((0, router.centroids.shape[1]), np.float32)
     for batch in train.sweep(ROWS):
         point_BK = router.masked(batch)[0].cpu().numpy()
+        done += len(point_BK)
         if means is None:
-            if len(point_BK) < kinds:
-                raise ValueError(f"{len(point_BK)} training rows are too few for {kinds} kinds of rows")
-            first = KMeans(kinds, n_init=STARTS, random_state=random).fit(point_BK).cluster_centers_
+            early = point_BK = np.concatenate([early, point_BK])
+            if len(early) < kinds:
+                continue  # the first rows of a stream may be few
+            first = KMeans(kinds, n_init=STARTS, random_state=random).fit(early).cluster_centers_
             means = MiniBatchKMeans(kinds, init=first, n_init=1, random_state=random)
         means.partial_fit(point_BK)
-        done += len(point_BK)
         tell(News(done, train.rows, "rows", lasting=False))
-    assert means is not None
+    if means is None:
+        raise ValueError(f"{done} training rows are too few for {kinds} kinds of rows")
     found: Points = means.cluster_centers_.astype(np.float32)
     return found
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from components import progress
+from components import diagnose, evaluate, progress, report, retrain, search, supernet, tune
 from components.ledger import Spent
 from components.progress import Board, Teller, watching
 from components.run import Run
-from components.settings import Allowance
+from components.settings import Allowance, Diagnosis, Tuning, Workers
 from components.tracking import News
+from nascore.methods.autotower import AutoTower
 from nascore.methods.popularity import Popularity
+from nascore.two_tower import Training
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 RunWith = Callable[..., Run]
@@ -56,6 +58,37 @@ def test_a_used_up_budget_stops_workers(run_with: RunWith, monkeypatch: pytest.M
             assert tell.stopped == ends
         known = [one["stopped"] for one in run.ledger.attempts() if one["stage"] == stage]
         assert known == ["--budget.gpu_hours 0.000277778" if ends else ""]
+
+
+@pytest.mark.long
+def test_a_run_without_a_budget_left_ends_with_the_best_so_far(run_with: RunWith) -> None:
+    training = Training(batch=128, epochs=1, patience=0, stop="recall@10")
+    method = AutoTower(
+        blocks=1, item_blocks=1, width=8, output=8, embedding=4, steps=10**6, training=training, candidates=40
+    )
+    run = run_with(
+        method,
+        Popularity(),
+        budgets=("",),
+        strategies=("random:batch=4",),
+        seeds=(0,),
+        workers=Workers(train=2, evaluators=1, checkpoint=10**6),
+        budget=Allowance(wall=20 / 3600),
+        diagnosis=Diagnosis(genotypes=4, seeds=1),
+        tuning=Tuning(configurations=3),
+    )
+    for stage in (supernet, search, diagnose, tune, retrain, evaluate, report):
+        stage.main(run)
+    last = run.folder.read_json("supernet/curve.json")[-1]["step"]
+    assert 0 < last < 10**6 and run.checkpoint().read_json("done.json") == {"step": last}
+    assert len((run.folder / "search").read_table("trials.parquet")) == 4
+    assert run.folder.read_json("diagnose/diagnose.json")["n"] == 0
+    assert run.folder.read_json("tune/tuned.json")["methods"] == []
+    assert len({row["model"] for row in run.folder.read_json("evaluate/report.json")["rows"]}) == 2
+    page = run.folder.read_text("report/index.html")
+    assert (
+        "Stopped early:</strong> --budget.wall 0.00555556 h was used up; supernet, search, diagnose, tune ended" in page
+    )
 
 
 def test_rays_metrics_say_how_far_the_work_is(run_with: RunWith) -> None:

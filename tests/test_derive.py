@@ -162,7 +162,7 @@ def test_streamed_rows_are_told_apart_as_resident_ones(run_of: RunWith) -> None:
 
 
 def test_centroids_are_near_those_of_k_means(run_of: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where batches are small, of fewer rows than kinds even: no other two means explain the points much better."""
+    """Also where batches are small, of fewer rows than kinds even: no other two means explain points much better."""
     from sklearn.cluster import KMeans
 
     run = run_of()

@@ -26,8 +26,10 @@ def main(arguments: list[str]) -> int:
             check(arguments[1:])
             return 0
         from components.run import Run, environment
+        from components.tracking import wanted
 
         environment()
+        wanted()
         run = Run.load(arguments[1])
         if (run.folder / arguments[0]).done:
             print(f"{arguments[0]}: done before")

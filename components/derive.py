@@ -37,15 +37,19 @@ def main(run: Run) -> None:
         names = ([""] if run.method.routes else []) + [known_as(run, one) for one in run.methods[1:] if one.decides]
         waiting = [_derive.options(**granted(run)).remote(run.root, name, board) for name in names]
         folder.write_json("candidates.json", dict(zip(names, ray.get(waiting), strict=True)))
+        plans = {known_as(run, one): one.train for one in run.methods[1:] if one.decides}
+        if any(run.checkpoint(f"derive/{n}").read_json("done.json")["step"] < p.steps for n, p in plans.items()):
+            run.cut()
 
 
 @ray.remote(max_retries=RESTARTS)
 def _derive(root: str, name: str, board: Any) -> list[dict[str, Any]]:
     run = Run.load(root)
-    if not name:
-        return ours(run, Teller(board, "rows", run.workers.gpus))
-    (rival,) = [one for one in run.methods[1:] if one.decides and known_as(run, one) == name]
-    return rivals(run, rival, name, Teller(board, f"{rival.name} {name}", run.workers.gpus))
+    rival = next((one for one in run.methods[1:] if one.decides and known_as(run, one) == name), None)
+    tell = Teller(board, f"{rival.name} {name}" if rival else "rows", run.workers.gpus)
+    decided = rivals(run, rival, name, tell) if rival else ours(run, tell)
+    tell.spent()
+    return decided
 
 
 def rivals(run: Run, rival: Method, name: str, tell: Any = lambda news: None) -> list[dict[str, Any]]:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from components.job import Job
+from components.progress import Teller, watching
 from components.run import Run
-from components.trainings import train_all
-from components.workers import RESTARTS, connect, fits, granted, open_scorer
+from components.trainings import finished, train_all
+from components.workers import RESTARTS, fits, granted, open_scorer
 from nascore.rows import seed_of
 from nascore.space import Genotype, key
 
@@ -32,26 +33,31 @@ def main(run: Run) -> None:
         about = {"metric": run.method.stop.kind, "fitness": fitness, "budget": run.budgets[0]}
         nothing = {"n": 0, "kendall": None, "low": None, "high": None, "ceiling": None, "points": []}
         untested = {**about, **nothing, "verdict": "The supernet's ranking was not tested."}
-        if wanted.genotypes < LEAST or run.stopped():
+        if wanted.genotypes < LEAST:
             folder.write_json("diagnose.json", untested)
             return
         drawn = draw(run, wanted.genotypes)
-        connect()
-        fits(run, 1)
-        task = _scores.options(**granted(run))
-        scores = ray.get(task.remote(run.root, drawn))
-        if not np.isfinite(scores).all():
-            raise FloatingPointError("the supernet gives a genotype no finite score; lower its learning rate")
         ids = [run.method.model_id(genotype, run.schema.split_digest) for genotype in drawn]
         jobs = [
             Job.make(f"diagnose/{model_id}/seed={seed}", run.method, genotype, seed)
             for model_id, genotype in zip(ids, drawn, strict=True)
             for seed in range(wanted.seeds)
         ]
+        if run.used_up() and sum(finished(run, job) for job in jobs) < LEAST * wanted.seeds:
+            run.cut()
+            folder.write_json("diagnose.json", untested)
+            return
+        with watching(run, "diagnose") as board:
+            fits(run, 1)
+            scores = ray.get(_scores.options(**granted(run)).remote(run.root, drawn, board))
+        if not np.isfinite(scores).all():
+            raise FloatingPointError("the supernet gives a genotype no finite score; lower its learning rate")
         results = train_all(run, "diagnose", jobs, cut=True)
         values = [np.nan if result is None else result["value"] for result in results]
         alone = np.array(values).reshape(len(drawn), wanted.seeds)
         whole = np.flatnonzero(np.isfinite(alone).all(1))
+        if len(whole) < len(drawn):
+            run.cut()
         if len(whole) < LEAST:
             folder.write_json("diagnose.json", untested)
             return
@@ -72,9 +78,12 @@ def main(run: Run) -> None:
 
 
 @ray.remote(max_retries=RESTARTS)
-def _scores(root: str, genotypes: list[Genotype]) -> list[float]:
+def _scores(root: str, genotypes: list[Genotype], board: Any) -> list[float]:
     run = Run.load(root)
-    return open_scorer(run, run.workers.cache)(genotypes)
+    tell = Teller(board, "scores", run.workers.gpus, shown=False)
+    scores = open_scorer(run, run.workers.cache)(genotypes)
+    tell.spent()
+    return scores
 
 
 def draw(run: Run, count: int) -> list[Genotype]:

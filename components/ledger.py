@@ -98,6 +98,8 @@ class Ledger:
         try:
             yield
         except BaseException:
+            over.set()
+            thread.join()
             with suppress(OSError, StorageError):
                 self.folder.write_json(name, attempt.told())
             raise
@@ -106,7 +108,6 @@ class Ledger:
             thread.join()
             self.folder.write_json(name, attempt.told())
         finally:
-            over.set()
             self.open = None
 
     def note(self, known: Mapping[str, tuple[str, Spent]]) -> None:
@@ -120,11 +121,6 @@ class Ledger:
             return summed(self.attempts())
         now = self.open.total()
         return {unit: self.before[unit] + now[unit] for unit in UNITS}
-
-    @property
-    def cut(self) -> bool:
-        """Whether the attempt that is open ends before its time."""
-        return self.open is not None and bool(self.open.stopped)
 
     def stop(self, why: str) -> None:
         """Note that the attempt that is open ends before its time."""

@@ -5,10 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
@@ -116,7 +117,8 @@ class Teller:
 
     def _tell(self, news: News | None) -> None:
         self.told = time.monotonic()
-        self.stopped = ray.get(self.board.tell.remote(self.key, news, self.worker, self.meter()))
+        with suppress(RayActorError):  # the driver, which reads the board, tells that it is gone
+            self.stopped = ray.get(self.board.tell.remote(self.key, news, self.worker, self.meter()))
 
 
 class Shown(Protocol):
@@ -133,10 +135,11 @@ def watching(run: Run, stage: str) -> Iterator[Any]:
     connect()
     title = run.folder.path.rpartition("/")[2]
     board, over = ray.remote(num_cpus=0)(Board).options(**beside()).remote(title, stage), threading.Event()
+    failed = list[Exception]()
     with ExitStack() as opened:
         live = opened.enter_context(_live(stage)) if sys.stdout.isatty() else _Lines(stage)
         shown: list[Shown] = [live, *opened.enter_context(trackers(run, stage))]
-        thread = threading.Thread(target=_watch, args=(run, stage, board, over, shown), daemon=True)
+        thread = threading.Thread(target=_watch, args=(run, stage, board, over, shown, failed), daemon=True)
         thread.start()
         try:
             yield board
@@ -144,20 +147,25 @@ def watching(run: Run, stage: str) -> Iterator[Any]:
             over.set()
             thread.join()
             ray.kill(board)
+    for error in failed:
+        raise error
 
 
-def _watch(run: Run, stage: str, board: Any, over: threading.Event, shown: list[Shown]) -> None:
-    stopped = False
-    while True:
-        last = over.wait(TELL_EVERY)
-        news, spent = ray.get(board.read.remote())
-        run.ledger.note(spent)
-        if not (last or stopped) and stage in BUDGETED and (stopped := run.stopped()):
-            board.stop.remote()
-        for show in shown:
-            show(news, last)
-        if last:
-            return
+def _watch(
+    run: Run, stage: str, board: Any, over: threading.Event, shown: list[Shown], failed: list[Exception]
+) -> None:
+    stopped, last = False, False
+    try:
+        while not last:
+            last = over.wait(TELL_EVERY)
+            news, spent = ray.get(board.read.remote())
+            run.ledger.note(spent)
+            if not stopped and stage in BUDGETED and (stopped := bool(run.used_up())):
+                board.stop.remote()
+            for show in shown:
+                show(news, last)
+    except Exception as error:  # raised where the stage ends
+        failed.append(error)
 
 
 @contextmanager

@@ -154,11 +154,9 @@ class Run:
                 return what.format(allowed)
         return ""
 
-    def stopped(self) -> bool:
-        """Whether the budget is used up, and the stage at work is to end with what there is: its entry says so."""
-        if why := self.used_up():
-            self.ledger.stop(why)
-        return bool(why)
+    def cut(self) -> None:
+        """Note that the stage at work ends with less than was asked for, as the budget is used up."""
+        self.ledger.stop(self.used_up() or "a budget that was smaller then")
 
     @cached_property
     def schema(self) -> Schema:
@@ -300,7 +298,7 @@ class Run:
             if not resumes:
                 folder.clear()
             yield folder
-            folder.write_json("done.json", {"seconds": round(time.monotonic() - started, 3)})
+        folder.write_json("done.json", {"seconds": round(time.monotonic() - started, 3)})
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "methods": [method.to_json() for method in self.methods]}
@@ -346,7 +344,7 @@ class Run:
                     "diagnosis": Diagnosis(**known["diagnosis"]),
                     "tuning": Tuning(**known["tuning"]),
                     "workers": Workers(**known["workers"]),
-                    "budget": Allowance(**known["budget"]),
+                    "budget": Allowance(**known.get("budget", {})),
                 }
             )
         except (KeyError, TypeError) as error:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from components.errors import cause
 from components.ledger import Meter, Spent
@@ -71,6 +71,8 @@ def main(run: Run) -> None:
             if unfinished:
                 raise OSError(f"these searches were stopped before their end: {', '.join(unfinished)}")
         write_results(run, folder, searches)
+        if any((folder / search.id).read_json("done.json")["stopped"] for search in searches):
+            run.cut()
 
 
 def _tune(run: Run, searches: Sequence[Search], board: Any) -> None:
@@ -119,7 +121,7 @@ def _trial(config: dict[str, Any], root: str, pool: int, table: Any, board: Any)
     best = -math.inf
     try:
         spent = dict[str, Spent]()
-        tell = Teller(board, search.id, run.workers.gpus)
+        tell = Teller(board, search.id)  # the evaluators hold the GPUs
         best = continue_search(run, search, pooled(evaluators, table, spent), tell, spent)
     except Exception as error:  # raised by `main`: Tune would start the search again, as it does when a node is lost
         why = cause(error)
@@ -150,9 +152,9 @@ def continue_search(
         strategy = plugins.build("strategies", search.strategy, space, search.seed, run.first)
     for name in folder.names("generation-*.parquet"):
         retell(strategy, folder.read_table(name), name)
-    most = len(strategy.first) if search.strategy == GIVEN else method.candidates
+    most, stopped = len(strategy.first) if search.strategy == GIVEN else method.candidates, False
     while len(strategy.told) < most:
-        if tell(_news(strategy, most)) and strategy.told:
+        if (stopped := tell(_news(strategy, most))) and strategy.best(1):
             break
         asked = strategy.ask()[: most - len(strategy.told)]
         if not asked:
@@ -169,7 +171,7 @@ def continue_search(
     if not best and search.strategy != GIVEN:
         raise FloatingPointError(f"search {search.id}: none of {len(strategy.told)} genotypes has a finite score")
     tell(_news(strategy, len(strategy.told)))
-    folder.write_json("done.json", {"scored": len(strategy.told)})
+    folder.write_json("done.json", {"scored": len(strategy.told), "stopped": bool(stopped)})
     return (best[0].score or 0.0) if best else -math.inf
 
 
@@ -281,7 +283,9 @@ def pooled(evaluators: Sequence[Any], table: Any, spent: dict[str, Spent]) -> Sc
                     found, each = ray.get(reference)
                     scores.update(zip(share, found, strict=True))
                     spent.update(dict.fromkeys(share, each))
-                except RayActorError:
+                except RayActorError as error:
+                    if isinstance(error, RayTaskError):
+                        raise  # what it met, not its own end
                     here.remove(one)
                     away[one.ready.remote()] = one
         table.put.remote({text: scores[text] for text in prefixes})

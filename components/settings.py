@@ -1,6 +1,7 @@
 """Settings of a run that no method knows of: what it may use, and how far it goes in testing and tuning."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 from nascore import plugins
 from nascore.rows import Mode
@@ -79,3 +80,5 @@ class Allowance:
 
     def __post_init__(self) -> None:
         plugins.bounded(self, wall=0, gpu_hours=0)
+        if not (isfinite(self.wall) and isfinite(self.gpu_hours)):
+            raise ValueError("--budget.wall and .gpu_hours are numbers of hours; 0 stands for no limit")

@@ -49,14 +49,18 @@ def main(run: Run) -> None:
         if failed := ray.get(board.failure.remote()):
             raise failed
         folder.write_text("curve.json", run.checkpoint().read_text("curve.json"))
+        if run.checkpoint().read_json("done.json")["step"] < run.method.train.steps:
+            run.cut()
 
 
 def _worker(config: dict[str, Any]) -> None:
     context, board = ray.train.get_context(), config["board"]
-    run = Run.load(config["root"])
+    run, rank, world = Run.load(config["root"]), context.get_world_rank(), context.get_world_size()
+    tell = Teller(board, "training", run.workers.gpus, shown=rank == 0)
     try:
-        rank = context.get_world_rank()
-        tell = Teller(board, "training", run.workers.gpus, shown=rank == 0)
-        continue_training(run, rank, context.get_world_size(), tell)
+        continue_training(run, rank, world, tell)
+        tell.spent()
     except (ValueError, ArithmeticError, StorageError) as error:  # starting again would not mend it
+        if isinstance(error, StorageError) and world > 1:
+            raise  # the other ranks wait for this one
         ray.get(board.fail.remote(error))

@@ -8,6 +8,7 @@ they are not told, or cannot pass on, changes no result.
 import importlib.util
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -47,17 +48,20 @@ class Tracker(Protocol):
     def results(self, values: Mapping[str, float], page: str) -> None:
         """What came out at the end, by name, and the report."""
 
+    def close(self, status: str) -> None:
+        """The stage has ended: FINISHED with the run, RUNNING without it, FAILED or KILLED."""
+
 
 @contextmanager
 def trackers(run: Run, stage: str) -> Iterator[list[Tracker]]:
     """All that watch a stage; they are closed when it ends."""
     with tempfile.TemporaryDirectory(prefix="nascore-events-") as scratch:
-        opened: list[_TensorBoard | _MLflow] = [_TensorBoard(run.folder / "tensorboard" / stage, scratch)]
+        opened: list[Tracker] = [_Watching("TensorBoard", lambda: _TensorBoard(run.folder, stage, scratch))]
         if wanted():
-            opened.append(_MLflow(run))
+            opened.append(_Watching("MLflow", lambda: _MLflow(run, stage)))
         status = "FAILED"
         try:
-            yield list(opened)
+            yield opened
             status = "FINISHED" if stage == run.planned[-1] else "RUNNING"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -76,107 +80,135 @@ def wanted() -> bool:
     return True
 
 
+class _Watching:
+    """A tracker that may fail, whatever its library raises: that is said once, and the work goes on without it."""
+
+    def __init__(self, name: str, open_: Callable[[], Tracker]) -> None:
+        self.name, self.inner = name, list[Tracker]()
+        self.safely(lambda: self.inner.append(open_()))
+
+    def __call__(self, known: Mapping[str, News], last: bool) -> None:
+        self.safely(lambda: [one(known, last) for one in self.inner])
+
+    def results(self, values: Mapping[str, float], page: str) -> None:
+        self.safely(lambda: [one.results(values, page) for one in self.inner])
+
+    def close(self, status: str) -> None:
+        self.safely(lambda: [one.close(status) for one in self.inner])
+
+    def safely(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:
+            why = re.sub(r"//[^/@\s]*@", "//", f"{type(error).__name__}: {error}".splitlines()[0])
+            print(f"  {self.name} gets nothing more of this stage: {why}", flush=True)
+            self.inner.clear()
+
+
 class _TensorBoard:
-    """Event files of one attempt at a stage. scratch: where they are written first, if not in place."""
+    """An event file of one attempt at a stage. scratch: where it is written first, if not in place."""
 
-    def __init__(self, folder: Folder, scratch: str) -> None:
-        self.folder, self.local = folder, "file" in folder.fs.protocol
-        self.place = Path(folder.path if self.local else scratch)
-        from tensorboardX import SummaryWriter  # loads clients of Google's storage, which no worker needs
+    def __init__(self, folder: Folder, stage: str, scratch: str) -> None:
+        # loads clients of Google's storage, which no worker needs
+        from tensorboardX.event_file_writer import EventsWriter
 
-        self.writer = SummaryWriter(str(self.place), flush_secs=10)
+        self.folder = folder / "tensorboard" / stage
+        self.local = "file" in folder.fs.protocol
+        place = Path(self.folder.path if self.local else scratch)
+        place.mkdir(parents=True, exist_ok=True)
+        self.writer = EventsWriter(str(place / "events"), f".{secrets.token_hex(3)}")
+        self.file = Path(self.writer._file_name)
         self.done, self.published = dict[str, int](), time.monotonic()
 
     def __call__(self, known: Mapping[str, News], last: bool) -> None:
         for name, news in newer(known, self.done):
-            self.writer.add_scalar(name, news.best, news.done)
-        if last or time.monotonic() - self.published > PUBLISHED_EVERY:
+            self.add(name, float(news.best or 0.0), news.done)
+        if time.monotonic() - self.published > PUBLISHED_EVERY:
             self.publish()
 
     def results(self, values: Mapping[str, float], page: str) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(plain(name), value, 0)
+            self.add(plain(name), value, 0)
+
+    def add(self, name: str, value: float, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+        self.writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def publish(self) -> None:
-        """Send what a thread of the writer's has flushed by now."""
         self.published = time.monotonic()
-        for file in () if self.local else self.place.iterdir():
-            self.folder.publish(str(file), file.name)
+        self.writer.flush()
+        if not self.local:
+            self.folder.publish(str(self.file), self.file.name)
 
     def close(self, status: str) -> None:
-        self.writer.close()
         self.publish()
+        self.writer.close()
 
 
 class _MLflow:
     """One run of MLflow's, found again by what `mlflow.json` says."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, stage: str) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        self.run, self.id, self.alive = run, "", True
-        self.done, self.sent = dict[str, int](), time.monotonic()
-        self.safely(self.connect)
-
-    def connect(self) -> None:
         from mlflow import MlflowClient
-        from mlflow.entities import Param
 
-        self.client, uri = MlflowClient(), os.environ["MLFLOW_TRACKING_URI"]
-        folder = self.run.folder
+        self.client, self.stage = MlflowClient(), stage
+        self.done, self.sent = dict[str, int](), time.monotonic()
+        folder, uri = run.folder, re.sub(r"//[^/@\s]*@", "//", os.environ["MLFLOW_TRACKING_URI"])
         known = folder.read_json("mlflow.json") if folder.exists("mlflow.json") else {}
         if known.get("uri") == uri:
             self.id = known["run_id"]
             self.client.update_run(self.id, status="RUNNING")
-            return
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "nascore")
+        else:
+            self.id = self.begun(run, uri)
+
+    def begun(self, run: Run, uri: str) -> str:
+        """The id of a new run; who its server is, is kept without a password."""
+        from mlflow.entities import Param
+
+        folder, name = run.folder, os.environ.get("MLFLOW_EXPERIMENT_NAME", "nascore")
         there = self.client.get_experiment_by_name(name)
         experiment = there.experiment_id if there else self.client.create_experiment(name)
-        tags = {"root": folder.url, "method": self.run.method.name, "split_digest": self.run.schema.split_digest}
-        made = self.client.create_run(experiment, tags=tags, run_name=folder.path.rpartition("/")[2])
-        self.id = made.info.run_id
-        asked = [Param(plain(name), str(value)[:LONGEST]) for name, value in leaves(self.run.to_json()).items()]
+        tags = {"root": folder.url, "method": run.method.name, "split_digest": run.schema.split_digest}
+        made = self.client.create_run(experiment, tags=tags, run_name=folder.path.rpartition("/")[2]).info.run_id
+        folder.write_json("mlflow.json", {"uri": uri, "experiment": name, "run_id": made})
+        asked = [Param(plain(name), str(value)[:LONGEST]) for name, value in leaves(run.to_json()).items()]
         for first in range(0, len(asked), MOST):
-            self.client.log_batch(self.id, params=asked[first : first + MOST])
-        folder.write_json("mlflow.json", {"uri": uri, "experiment": name, "run_id": self.id})
+            self.client.log_batch(made, params=asked[first : first + MOST])
+        return str(made)
 
     def __call__(self, known: Mapping[str, News], last: bool) -> None:
         if last or time.monotonic() - self.sent > SENT_EVERY:
             self.sent = time.monotonic()
-            values = [(name, news.best, news.done) for name, news in newer(known, self.done)]
-            self.safely(lambda: self.log(values))
+            self.log({f"{self.stage}/{name}": (news.best, news.done) for name, news in newer(known, self.done)})
 
     def results(self, values: Mapping[str, float], page: str) -> None:
-        self.safely(lambda: self.log([(plain(name), value, 0) for name, value in values.items()]))
-        self.safely(lambda: self.client.log_text(self.id, page, "report.html"))
+        self.log({plain(name): (value, 0) for name, value in values.items()})
+        self.client.log_text(self.id, page, "report.html")
 
-    def log(self, values: list[tuple[str, float | None, int]]) -> None:
+    def log(self, values: Mapping[str, tuple[float | None, int]]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value, step in values]
+        metrics = [Metric(name, value, now, step) for name, (value, step) in values.items()]
         for first in range(0, len(metrics), MOST):
             self.client.log_batch(self.id, metrics=metrics[first : first + MOST])
 
     def close(self, status: str) -> None:
-        self.safely(lambda: self.client.update_run(self.id, status=status))
-
-    def safely(self, call: Callable[[], object]) -> None:
-        """Say so once where MLflow does not answer, and go on without it."""
-        from mlflow.exceptions import MlflowException
-
-        if self.alive:
-            try:
-                call()
-            except (MlflowException, OSError) as error:
-                print(f"  MLflow gets nothing more of this stage: {str(error).splitlines()[0]}", flush=True)
-                self.alive = False
+        self.client.update_run(self.id, status=status)
 
 
 def newer(known: Mapping[str, News], done: dict[str, int]) -> Iterator[tuple[str, News]]:
-    """The news that have a value and went on since they were last asked for, and the names of their values."""
+    """The news that have a value and went on since they were last asked for, and the names of their values.
+
+    How many of several models are done is no curve.
+    """
     for key, news in known.items():
-        if news.best is not None and done.get(key) != news.done:
+        if news.best is not None and news.unit != "models" and done.get(key) != news.done:
             done[key] = news.done
             yield plain(f"{key}/{news.label}"), news
 

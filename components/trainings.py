@@ -139,7 +139,7 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
         if not folder.exists(name):
             return None
         state = folder.read_tensors(name)
-        before = Spent(*state.pop("spent").tolist())
+        before = Spent(*state.pop("spent", torch.zeros(2)).tolist())
         return state
 
     fit = fresh("train")
@@ -200,7 +200,15 @@ def kinds(run: Run, split: str) -> NDArray[np.int8]:
 @ray.remote(max_retries=RESTARTS)
 def _train_alone(root: str, job: Job, board: Any) -> dict[str, Any]:
     run, work = Run.load(root), f"{job.method['name']} {job.folder.partition('/')[2]}"
-    return train_alone(run, job, Teller(board, work, run.workers.gpus))
+    tell = Teller(board, work, run.workers.gpus)
+    result = train_alone(run, job, tell)
+    tell.spent()
+    return result
+
+
+def finished(run: Run, job: Job) -> bool:
+    """Whether a job's model is trained."""
+    return (run.folder / job.folder).done
 
 
 def train_all(run: Run, stage: str, jobs: Sequence[Job], cut: bool = False) -> list[dict[str, Any] | None]:
@@ -208,6 +216,8 @@ def train_all(run: Run, stage: str, jobs: Sequence[Job], cut: bool = False) -> l
 
     cut: whether those that are not done when the run's budget is used up are given up: their results are None.
     """
+    if cut and run.used_up():
+        return [(run.folder / job.folder).read_json("result.json") if finished(run, job) else None for job in jobs]
     with watching(run, stage) as board:
         overall, done = Teller(board, "models", counted=False), 0
         task = _train_alone.options(**granted(run))
@@ -216,10 +226,11 @@ def train_all(run: Run, stage: str, jobs: Sequence[Job], cut: bool = False) -> l
         pending = list(waiting)
         while pending:
             ready, pending = ray.wait(pending, num_returns=1, timeout=TELL_EVERY)
-            if cut and run.stopped():
+            if cut and run.used_up():
+                more, pending = ray.wait(pending, num_returns=len(pending), timeout=0) if pending else ([], [])
                 for reference in pending:
                     ray.cancel(reference, force=True)
-                pending = []
+                ready, pending = [*ready, *more], []
             for reference in ready:
                 results[reference] = ray.get(reference)
             done += len(ready)

@@ -48,20 +48,27 @@ def main(run: Run) -> None:
     """Write `tuned.json`."""
     run.check_prepared()
     with run.stage("tune", resumes=True) as folder:
-        wanted = 0 if run.stopped() else run.tuning.configurations
+        wanted = run.tuning.configurations
         plan, learning = run.method.train, run.method.learning
-        steps = plan.steps + (learning.lessons(plan.steps) if learning else 0)
+        taken = steps_taken(run)
+        steps = taken + (learning.lessons(taken) if learning else 0)
         spent = {"supernet": steps * plan.batch, "search": calibrated(run), "tuning": 0}
         done: list[Tuning] = []
         if wanted:
             done = ours(run, wanted)
-            advance(run, done, inf)
+            whole = advance(run, done, inf)
             spent["tuning"] = sum(one.examples for one in done)
-            others = rivals(run, wanted)
-            advance(run, others, sum(spent.values()))
-            done += others
-        methods = [] if run.ledger.cut else [one.told() for one in done]
-        folder.write_json("tuned.json", {"spent": spent, "methods": methods})
+            others = rivals(run, wanted) if whole else []
+            whole = whole and advance(run, others, sum(spent.values()))
+            done = [*done, *others] if whole else []
+            if not whole:
+                run.cut()
+        folder.write_json("tuned.json", {"spent": spent, "methods": [one.told() for one in done]})
+
+
+def steps_taken(run: Run) -> int:
+    """Steps that our supernet was trained for."""
+    return int(run.checkpoint().read_json("done.json")["step"])
 
 
 def calibrated(run: Run) -> int:
@@ -114,11 +121,12 @@ def configurations(method: Method) -> list[Settings]:
     return [{}, *(settings for settings in every if method.tuned(settings) != method)]
 
 
-def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> None:
-    """Try settings, a few of every tuning at a time, until none is left, or the allowance of examples is used up, or
-    the run's budget.
+def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> bool:
+    """Try settings, a few of every tuning at a time, until none is left or the allowance of examples is used up.
+
+    Whether that was reached, or the run's budget was used up before.
     """
-    while (opened := [one for one in tunings if one.left and one.examples < allowance]) and not run.stopped():
+    while opened := [one for one in tunings if one.left and one.examples < allowance]:
         wave = [(one, settings) for one in opened for settings in one.left[:WAVE]]
         each = []
         for one, settings in wave:
@@ -126,11 +134,15 @@ def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> None:
             name = tried.method.model_id(tried.parts[0], run.schema.split_digest, *tried.parts[1:])
             place = f"tune/{name}/part={{part}}" if tried.routed else f"tune/{name}"
             each.append((name, tried.jobs(run.seeds[0], place)))
-        results = iter(train_all(run, "tune", [job for _, jobs in each for job in jobs]))
+        trained = train_all(run, "tune", [job for _, jobs in each for job in jobs], cut=True)
+        if None in trained:
+            return False
+        results = iter(trained)
         for (one, settings), (name, jobs) in zip(wave, each, strict=True):
             one.tried.append({"settings": settings, "model_id": name, **joined([next(results) for _ in jobs])})
         for one in opened:
             del one.left[:WAVE]
+    return True
 
 
 def joined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -178,6 +178,7 @@ def execute(run: "Run") -> int:
     begun = False
     try:
         run.check()
+        import_module("components.tracking").wanted()
         run.save()
         for stage in run.planned:
             if (run.folder / stage).done:

@@ -3,14 +3,17 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from components import diagnose, ledger, trainings, tune, workers
 from components.cost_section import stopped
+from components.finalists import Finalist
 from components.folder import Folder
 from components.ledger import UNITS, Ledger, Meter, Spent, summed
 from components.run import Run
@@ -18,10 +21,10 @@ from components.search import Search, continue_search
 from components.settings import Allowance, Diagnosis, Tuning
 from components.told import Told
 from components.tracking import News
-from components.trainings import continue_training
+from components.trainings import Job, continue_training, train_all, train_alone
 from nascore.methods.autotower import AutoTower
 from nascore.methods.popularity import Popularity
-from nascore.space import Genotype
+from nascore.space import Genotype, key
 from nascore.storage import StorageError
 from nascore.two_tower import Training
 
@@ -122,9 +125,23 @@ def test_every_stage_is_in_the_ledger(run_with: RunWith) -> None:
     run = run_with(Popularity())
     with run.stage("evaluate"):
         spin(0.02)
-    assert [one["stage"] for one in run.ledger.attempts()] == ["prepare", "evaluate"] or run.ledger.attempts()
-    one = run.ledger.attempts()[-1]
+    (one,) = run.ledger.attempts()
     assert one["stage"] == "evaluate" and one["cpu_seconds"] >= 0.02 and one["seconds"] > 0
+
+
+def test_a_stage_that_is_done_is_in_the_ledger(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, write = run_with(Popularity()), Folder.write_json
+
+    def killed(folder: Folder, name: str, value: Any) -> None:
+        if name == "done.json":
+            raise KeyboardInterrupt
+        write(folder, name, value)
+
+    monkeypatch.setattr(Folder, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt), run.stage("search"):
+        run.cut()
+    (one,) = run.ledger.attempts()
+    assert one["stopped"] and not (run.folder / "search").done
 
 
 # The budget
@@ -143,6 +160,16 @@ def test_a_budget_is_hours_of_all_attempts(run_with: RunWith) -> None:
         assert not replace(run, budget=Allowance()).used_up()
     with pytest.raises(ValueError, match="Allowance: wall is at least 0, not -1"):
         Allowance(wall=-1)
+    with pytest.raises(ValueError, match="are numbers of hours; 0 stands for no limit"):
+        Allowance(gpu_hours=float("inf"))
+
+
+def test_a_run_of_a_version_without_budgets_goes_on(run_with: RunWith) -> None:
+    run = run_with(METHOD)
+    known = run.folder.read_json("run.json")
+    del known["budget"]
+    run.folder.write_json("run.json", known)
+    assert Run.load(run.root) == run
 
 
 def test_a_budget_may_be_changed_in_the_middle_of_a_run(run_with: RunWith) -> None:
@@ -186,15 +213,18 @@ def test_a_search_that_is_told_to_stop_has_scored_at_least_once(run_with: RunWit
 
     assert continue_search(run, SEARCH, score, lambda news: True) == 0.5
     folder = run.folder / "search" / SEARCH.id
-    assert asked == [4] and folder.read_json("done.json") == {"scored": 4}
+    assert asked == [4] and folder.read_json("done.json") == {"scored": 4, "stopped": True}
+    failed = Search("random:batch=4", "", 1)
+    assert continue_search(
+        run, failed, lambda some: [0.5 if len(asked) > 1 else asked.append(1)] * len(some), lambda news: True
+    )
+    assert (run.folder / "search" / failed.id).read_json("done.json")["scored"] == 8, "until one has a finite score"
 
 
 def test_genotypes_are_recorded_with_what_they_cost(run_with: RunWith) -> None:
     run, spent = run_with(METHOD), dict[str, Spent]()
 
     def score(genotypes: Sequence[Genotype]) -> list[float | None]:
-        from nascore.space import key
-
         spent.update({key(one): Spent(0.25, 2.0) for one in genotypes[1:]})
         return [0.5] * len(genotypes)
 
@@ -208,7 +238,7 @@ def test_a_ranking_is_not_tested_without_a_budget(run_with: RunWith, monkeypatch
     run = run_with(METHOD, diagnosis=Diagnosis(genotypes=4, seeds=1), budget=Allowance(wall=1e-3))
     known = {"stage": "search", "began": "2026-01-01", **dict.fromkeys(UNITS, 5.0), "stopped": ""}
     run.ledger.folder.write_json("search.json", known)
-    monkeypatch.setattr(diagnose, "connect", lambda: pytest.fail("there is no budget left for that"))
+    monkeypatch.setattr(diagnose, "watching", lambda *_: pytest.fail("there is no budget left for that"))
     diagnose.main(run)
     assert (run.folder / "diagnose").read_json("diagnose.json")["n"] == 0
     assert run.ledger.attempts()[-1]["stopped"] == "--budget.wall 0.001 h"
@@ -218,8 +248,8 @@ def test_a_ranking_is_tested_on_what_was_trained_in_time(run_with: RunWith, monk
     scores = [0.1, 0.2, 0.3, 0.4, 0.5]
     for done, n in ((7, 3), (5, 0)):
         run = run_with(METHOD, diagnosis=Diagnosis(genotypes=5, seeds=2), budgets=("",))
-        for name, value in (("connect", lambda: None), ("fits", lambda run, workers: None)):
-            monkeypatch.setattr(diagnose, name, value)
+        monkeypatch.setattr(diagnose, "watching", lambda run, stage: nullcontext())
+        monkeypatch.setattr(diagnose, "fits", lambda run, workers: None)
 
         class Scored:
             def options(self, **_: Any) -> "Scored":
@@ -236,27 +266,46 @@ def test_a_ranking_is_tested_on_what_was_trained_in_time(run_with: RunWith, monk
         told = (run.folder / "diagnose").read_json("diagnose.json")
         assert told["n"] == n == len(told["points"])
         assert [one["score"] for one in told["points"]] == scores[:n]
+        assert run.ledger.attempts()[-1]["stopped"]
 
 
-def test_no_method_is_tuned_where_not_all_could_be(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_with(METHOD, tuning=Tuning(configurations=3))
-    (run.folder / "supernet").write_json("done.json", {})
+@pytest.mark.parametrize("waves, tuned", [(0, []), (1, []), (2, []), (9, ["mine", "theirs"])])
+def test_no_method_is_tuned_where_not_all_could_be(
+    run_with: RunWith, monkeypatch: pytest.MonkeyPatch, waves: int, tuned: list[str]
+) -> None:
+    run, trained = run_with(METHOD, tuning=Tuning(configurations=9)), list[int]()
+    continue_training(run)
+    space = METHOD.space(run.schema)
+    model = Finalist("x", "found", METHOD, (space.sample(Random(0)),), "x")
+    settings: list[tune.Settings] = [{}] * 5
     monkeypatch.setattr(tune, "calibrated", lambda run: 0)
-    monkeypatch.setattr(tune, "ours", lambda run, wanted: [tune.Tuning("of", "mine", None, [{}, {}])])  # type: ignore[arg-type]
-    monkeypatch.setattr(tune, "rivals", lambda run, wanted: [tune.Tuning("of", "theirs", None, [{}])])  # type: ignore[arg-type]
+    monkeypatch.setattr(tune, "ours", lambda run, wanted: [tune.Tuning("of", "mine", model, [*settings])])
+    monkeypatch.setattr(tune, "rivals", lambda run, wanted: [tune.Tuning("of", "theirs", model, [*settings])])
 
-    def advance(run: Run, tunings: Sequence[tune.Tuning], allowance: float) -> None:
-        for one in tunings:
-            one.tried.append({"settings": {}, "value": 1.0, "examples": 1})
+    def train_all(run: Run, stage: str, jobs: Sequence[Any], cut: bool) -> list[dict[str, Any] | None]:
+        trained.append(len(jobs))
+        result = {"value": 1.0, "examples": 1, "judged": 1, "seconds": 1.0, "best_epoch": 1}
+        return [result if cut and len(trained) <= waves else None for _ in jobs]
 
-    monkeypatch.setattr(tune, "advance", advance)
+    monkeypatch.setattr(tune, "train_all", train_all)
     tune.main(run)
-    assert [one["label"] for one in (run.folder / "tune").read_json("tuned.json")["methods"]] == ["mine", "theirs"]
-    run = run_with(METHOD, tuning=Tuning(configurations=3))
-    (run.folder / "supernet").write_json("done.json", {})
-    monkeypatch.setattr(tune, "rivals", lambda run, wanted: run.ledger.stop("--budget.wall 1 h") or [])
-    tune.main(run)
-    assert (run.folder / "tune").read_json("tuned.json")["methods"] == []
+    known = (run.folder / "tune").read_json("tuned.json")
+    assert [one["label"] for one in known["methods"]] == tuned
+    assert known["spent"]["supernet"] == 130 * METHOD.train.batch
+    assert bool(run.ledger.attempts()[-1]["stopped"]) == (not tuned)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_is_trained_counts_where_no_budget_is_left(run_with: RunWith, ended: bool) -> None:
+    run = run_with(METHOD, budget=Allowance(wall=1e-9))
+    space = METHOD.space(run.schema)
+    jobs = [Job.make(f"diagnose/{n}", METHOD, space.sample(Random(n)), 0) for n in range(2)]
+    if ended:
+        train_alone(run, jobs[1])
+    known = {"stage": "search", "began": "", **dict.fromkeys(UNITS, 5.0), "stopped": ""}
+    run.ledger.folder.write_json("search.json", known)
+    first, second = train_all(run, "diagnose", jobs, cut=True)
+    assert first is None and (second is not None) == ended
 
 
 def test_the_report_says_what_a_budget_ended(run_with: RunWith) -> None:
@@ -265,6 +314,6 @@ def test_the_report_says_what_a_budget_ended(run_with: RunWith) -> None:
     for stage in ("search", "evaluate"):
         with run.stage(stage):
             if stage == "search":
-                run.ledger.stop("--budget.wall 1 h")
-    assert "--budget.wall 1 h was used up; search ended with what there was" in stopped(Told(run))
+                run.cut()
+    assert "a budget that was smaller then was used up; search ended with what there was" in stopped(Told(run))
     assert {one["stage"]: one["attempts"] for one in Told(run).stages} == {"search": 1, "evaluate": 1}

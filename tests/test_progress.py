@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from components import diagnose, evaluate, progress, report, retrain, search, supernet, tune
 from components.ledger import Spent
@@ -56,8 +57,33 @@ def test_a_used_up_budget_stops_workers(run_with: RunWith, monkeypatch: pytest.M
             while not tell(news(1)) and time.monotonic() < until - (0 if ends else 18):
                 time.sleep(0.02)
             assert tell.stopped == ends
-        known = [one["stopped"] for one in run.ledger.attempts() if one["stage"] == stage]
-        assert known == ["--budget.gpu_hours 0.000277778" if ends else ""]
+
+
+def test_a_board_that_is_gone_is_told_by_the_driver_and_not_by_workers(run_with: RunWith) -> None:
+    import ray
+
+    run = run_with(Popularity())
+    with pytest.raises(RayActorError), run.stage("search"), watching(run, "search") as board:
+        tell = Teller(board, "one")
+        ray.kill(board)
+        assert not tell(news(3)) and not tell(news(3))
+        time.sleep(3 * progress.TELL_EVERY)
+    assert not (run.folder / "search").done and len(run.ledger.attempts()) == 1
+
+
+def test_what_an_evaluator_meets_is_not_its_own_end() -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Meets:
+        def ready(self) -> None: ...
+
+        def score(self, texts: list[str]) -> Any:
+            raise RayActorError  # of another actor that it asked
+
+    table = search._Table.remote()  # type: ignore[attr-defined]
+    with pytest.raises(RayActorError):
+        search.pooled([Meets.remote()], table, {})([{"a": ("b",)}])  # type: ignore[attr-defined]
 
 
 @pytest.mark.long

@@ -56,12 +56,12 @@ def test_tensorboard_gets_each_step_once(run: Run) -> None:
 
 def test_in_object_storage_event_files_are_whole_and_renewed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = Folder("memory://tracked/tensorboard/search")
-    board = tracking._TensorBoard(folder, str(tmp_path))
+    board = tracking._TensorBoard(Folder("memory://tracked"), "search", str(tmp_path))
     board({"a": of(1, 0.5)}, False)
     assert folder.names("*") == []
     monkeypatch.setattr(tracking, "PUBLISHED_EVERY", 0)
     board({"a": of(2, 0.75)}, False)
-    assert len(folder.names("*")) == 1
+    assert events(folder) == [("a/best", 1, 0.5), ("a/best", 2, 0.75)]
     board({"a": of(3, 1.0)}, False)
     board.close("RUNNING")
     assert len(folder.names("*")) == 1 and len(events(folder)) == 3
@@ -73,6 +73,24 @@ def test_an_interrupted_stage_keeps_what_was_told(run: Run) -> None:
         board({"a": of(1, 0.5)}, False)
         raise KeyboardInterrupt
     assert events(run.folder / "tensorboard/search") == [("a/best", 1, 0.5)]
+
+
+def test_a_tracker_that_fails_is_left_alone(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with trackers(run, "search") as (board,):
+        assert isinstance(board, tracking._Watching)
+        board({"a": of(1, 0.5)}, False)
+        (inner,) = board.inner
+        inner.writer.close()  # as a full disk would: what is written from now on raises
+        for done in range(2, 200):
+            board({"a": of(done, 0.5)}, False)
+    told = [line for line in capsys.readouterr().out.splitlines() if "TensorBoard" in line]
+    assert len(told) == 1 and told[0].startswith("  TensorBoard gets nothing more of this stage: ValueError: ")
+
+
+def test_how_many_models_are_done_is_no_curve(run: Run) -> None:
+    with trackers(run, "tune") as (board,):
+        board({"models": News(1, 9, "models", 0.5)}, True)
+    assert events(run.folder / "tensorboard/tune") == []
 
 
 # MLflow
@@ -105,8 +123,8 @@ def test_a_run_is_one_run_of_mlflows_however_often_it_was_interrupted(run: Run, 
         flow.results({"tested/recall@10/Popularity": 0.25}, "<html>done</html>")
     (there,) = server.search_runs([server.get_experiment_by_name("nascore").experiment_id])
     assert there.info.run_id == known["run_id"] and there.info.status == "FINISHED"
-    assert there.data.metrics == {"a_b_c/best": 0.75, "tested/recall_10/Popularity": 0.25}
-    history = server.get_metric_history(known["run_id"], "a_b_c/best")
+    assert there.data.metrics == {"search/a_b_c/best": 0.75, "tested/recall_10/Popularity": 0.25}
+    history = server.get_metric_history(known["run_id"], "search/a_b_c/best")
     assert [(one.step, one.value) for one in history] == [(1, 0.5), (2, 0.75)]
     assert there.data.params["protocol"] == "user_temporal" and there.data.params["methods.0.name"] == "popularity"
     assert there.data.tags["split_digest"] == run.schema.split_digest
@@ -117,13 +135,14 @@ def test_a_run_is_one_run_of_mlflows_however_often_it_was_interrupted(run: Run, 
 def test_a_run_goes_on_without_an_mlflow_that_does_not_answer(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with trackers(run, "search") as (board, flow):
         for one in (board, flow):
             one({"a": of(1, 0.5)}, True)
     told = [line for line in capsys.readouterr().out.splitlines() if "MLflow" in line]
     assert len(told) == 1 and told[0].startswith("  MLflow gets nothing more of this stage: ")
+    assert "secret" not in told[0]
     assert events(run.folder / "tensorboard/search") == [("a/best", 1, 0.5)]
     assert not run.folder.exists("mlflow.json")
 

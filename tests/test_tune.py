@@ -31,6 +31,12 @@ RIVAL = GoogleDNN(size="L", training=TRAINING)
 BUDGET = "macs=4000"
 
 
+@pytest.fixture(autouse=True)
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Supernets that were trained to the end."""
+    monkeypatch.setattr(tune, "steps_taken", lambda run: run.method.train.steps)
+
+
 @pytest.fixture
 def searched(run_with: RunWith) -> Callable[..., Run]:
     """A run whose search is done, over made-up scores."""
@@ -51,7 +57,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
     """Each wave of jobs; a model's value is made up from its settings, and it takes 10 steps."""
     waves: list[list[Job]] = []
 
-    def train_all(run: Run, stage: str, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    def train_all(run: Run, stage: str, jobs: Sequence[Job], cut: bool) -> list[dict[str, Any]]:
         waves.append(list(jobs))
         assert stage == "tune" and len({job.folder for job in jobs}) == len(jobs)
         known = {"best_epoch": 2, "seconds": 0.1, "steps": 10, "examples": 10 * 64, "judged": 50}

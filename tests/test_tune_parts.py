@@ -27,6 +27,12 @@ RIVAL = FM(training=ADAM)
 STAGES = ("prepare", "supernet", "derive", "tune", "retrain", "evaluate", "report")
 
 
+@pytest.fixture(autouse=True)
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Supernets that were trained to the end."""
+    monkeypatch.setattr(tune, "steps_taken", lambda run: run.method.train.steps)
+
+
 @pytest.fixture
 def derived(clicks: Run, tmp_path: Path) -> Callable[..., Run]:
     """A run that has told kinds of rows apart; what each keeps is made up."""
@@ -61,7 +67,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         rate: float = job.method["training"]["learning_rate"]
         return -abs(rate - 0.003) * (2 if job.part == 1 else 1)
 
-    def train_all(run: Run, stage: str, wave: Sequence[Job]) -> list[dict[str, Any]]:
+    def train_all(run: Run, stage: str, wave: Sequence[Job], cut: bool) -> list[dict[str, Any]]:
         jobs.extend(wave)
         known = {"best_epoch": 2, "seconds": 0.1, "examples": 100}
         return [{**known, "value": value(job), "judged": 40 if job.part == 1 else 10} for job in wave]

@@ -162,8 +162,12 @@ def _watch(
             run.ledger.note(spent)
             if not stopped and stage in BUDGETED and (stopped := bool(run.used_up())):
                 board.stop.remote()
-            for show in shown:
-                show(news, last)
+            for show in [*shown]:
+                try:
+                    show(news, last)
+                except Exception as error:  # such as of a closed terminal; costs and budget go on being watched
+                    failed.append(error)
+                    shown.remove(show)
     except Exception as error:  # raised where the stage ends
         failed.append(error)
 

@@ -71,6 +71,19 @@ def test_a_board_that_is_gone_is_told_by_the_driver_and_not_by_workers(run_with:
     assert not (run.folder / "search").done and len(run.ledger.attempts()) == 1
 
 
+def test_costs_are_watched_whatever_becomes_of_the_terminal(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(lines: Any, known: Any, last: bool) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(progress._Lines, "__call__", closed)
+    run = run_with(Popularity())
+    with pytest.raises(BrokenPipeError), run.stage("search"), watching(run, "search") as board:
+        time.sleep(2 * progress.TELL_EVERY)
+        Teller(board, "one", 50.0)(news(3))
+    (attempt,) = run.ledger.attempts()
+    assert attempt["work"].keys() == {"one"}
+
+
 def test_what_an_evaluator_meets_is_not_its_own_end() -> None:
     import ray
 

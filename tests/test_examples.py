@@ -200,7 +200,7 @@ def test_stratified_rates_are_equal(prepared: Prepare, monkeypatch: pytest.Monke
 
 
 def files(run: Run) -> dict[str, bytes]:
-    found = sorted(Path(run.root).rglob("*"))
+    found = sorted(Path(run.root, "prepare").rglob("*"))
     return {
         str(one.relative_to(run.root)): one.read_bytes() for one in found if one.is_file() and one.name != "done.json"
     }

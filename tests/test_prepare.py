@@ -196,7 +196,7 @@ def test_a_small_split_has_groups_enough_for_several_workers(prepared: Prepared)
 def files(root: str) -> dict[str, bytes]:
     return {
         str(file.relative_to(root)): file.read_bytes()
-        for file in sorted(Path(root).rglob("*"))
+        for file in sorted(Path(root, "prepare").rglob("*"))
         if file.is_file() and file.name != "done.json"
     }
 
@@ -354,7 +354,7 @@ def test_a_run_can_live_in_an_object_store(shop: Any, prepared: Prepared) -> Non
     run = replace(prepared(), root="memory://bucket/run", raw=shop.raw)
     prepare.main(run)
     fs = fsspec.filesystem("memory")
-    names = [name.removeprefix("/bucket/run/") for name in fs.find("/bucket/run")]
+    names = [name.removeprefix("/bucket/run/") for name in fs.find("/bucket/run/prepare")]
     assert {name for name in names if not name.endswith("done.json")} == set(files(prepared().root))
     assert fs.cat_file("/bucket/run/prepare/schema.json") == Path(prepared().root, "prepare/schema.json").read_bytes()
     assert run.rows("train").rows == prepared().rows("train").rows

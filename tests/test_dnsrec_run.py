@@ -236,7 +236,7 @@ OPTIONS = (
     "--method.training.rankings=[full,pop100_fixed,recbole_pop100]",
     '--rivals=["sasrec:hidden=8,inner=8,heads=2,layers=1","gru4rec:hidden=8,embedding=8"]',
     "--seeds=[0,1]",
-    "--tuning.configurations=2",
+    "--tuning.configurations=0",
     "--workers.checkpoint=20",
 )
 

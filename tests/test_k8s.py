@@ -215,7 +215,7 @@ def test_ray_start_knows_every_parameter() -> None:
     assert used and used <= ray_start() and "num-cpu" not in ray_start()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devs_bucket_holds_days_for_the_night(s3_server: swift.Server, tmp_path: Path) -> None:
     [one] = [one for document in sources()["components/minio/bucket.yaml"] for one in containers(document)]
     code = one["command"][2].replace("/tmp/raw", str(tmp_path / "raw"))

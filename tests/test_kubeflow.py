@@ -252,7 +252,7 @@ def locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
 
 
 @runs_locally
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pipeline_runs_locally(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

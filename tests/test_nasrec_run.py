@@ -27,7 +27,7 @@ OPTIONS = (
     "--keep=2",
     "--seeds=[0,1]",
     "--diagnosis.genotypes=0",
-    "--tuning.configurations=2",
+    "--tuning.configurations=0",
     "--workers.checkpoint=30",
 )
 

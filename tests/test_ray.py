@@ -121,6 +121,7 @@ def test_searches_do_not_depend_on_the_evaluators_and_leave_the_weights_alone(ru
     assert len(candidates[0]) == 4
 
 
+@pytest.mark.long
 def test_models_are_trained_diagnosed_and_tested(run_with: RunWith) -> None:
     run = run_with(
         METHOD,

@@ -62,6 +62,7 @@ def killing(title: str, once: Callable[[], bool]) -> Iterator[list[int]]:
         thread.join()
 
 
+@pytest.mark.long
 def test_a_killed_train_worker_resumes_to_the_same_weights(run_with: Callable[..., Run]) -> None:
     disturbed, undisturbed = (run_with(METHOD, workers=Workers(checkpoint=20)) for _ in range(2))
     folder = disturbed.folder / "supernet"

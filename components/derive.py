@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from components.finalists import known_as
 from components.progress import News, Teller, watching
 from components.run import Run
-from components.trainings import ROUTER, continue_training, searched
+from components.trainings import ROUTER, continue_training, searched, steps_taken
 from components.workers import RESTARTS, fits, granted, settle
 from nascore.methods import Derived, Method
 from nascore.routing import Router
@@ -34,11 +34,11 @@ def main(run: Run) -> None:
     run.check_prepared()
     with run.stage("derive", resumes=True) as folder, watching(run, "derive") as board:
         fits(run, 1)
-        names = ([""] if run.method.routes else []) + [known_as(run, one) for one in run.methods[1:] if one.decides]
+        deciding = {known_as(run, one): one for one in run.methods[1:] if one.decides}
+        names = [*([""] if run.method.routes else []), *deciding]
         waiting = [_derive.options(**granted(run)).remote(run.root, name, board) for name in names]
         folder.write_json("candidates.json", dict(zip(names, ray.get(waiting), strict=True)))
-        plans = {known_as(run, one): one.train for one in run.methods[1:] if one.decides}
-        if any(run.checkpoint(f"derive/{n}").read_json("done.json")["step"] < p.steps for n, p in plans.items()):
+        if any(steps_taken(run, f"derive/{name}") < one.train.steps for name, one in deciding.items()):
             run.cut()
 
 

@@ -154,7 +154,8 @@ def continue_search(
         retell(strategy, folder.read_table(name), name)
     most, stopped = len(strategy.first) if search.strategy == GIVEN else method.candidates, False
     while len(strategy.told) < most:
-        if (stopped := tell(_news(strategy, most))) and strategy.best(1):
+        if tell(_news(strategy, most)) and strategy.best(1):
+            stopped = True
             break
         asked = strategy.ask()[: most - len(strategy.told)]
         if not asked:
@@ -171,7 +172,7 @@ def continue_search(
     if not best and search.strategy != GIVEN:
         raise FloatingPointError(f"search {search.id}: none of {len(strategy.told)} genotypes has a finite score")
     tell(_news(strategy, len(strategy.told)))
-    folder.write_json("done.json", {"scored": len(strategy.told), "stopped": bool(stopped)})
+    folder.write_json("done.json", {"scored": len(strategy.told), "stopped": stopped})
     return (best[0].score or 0.0) if best else -math.inf
 
 

@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from components.progress import Teller, watching
 from components.run import Run
-from components.trainings import continue_training
+from components.trainings import continue_training, steps_taken
 from components.workers import RESTARTS, fits, needs
 from nascore.storage import StorageError
 
@@ -49,7 +49,7 @@ def main(run: Run) -> None:
         if failed := ray.get(board.failure.remote()):
             raise failed
         folder.write_text("curve.json", run.checkpoint().read_text("curve.json"))
-        if run.checkpoint().read_json("done.json")["step"] < run.method.train.steps:
+        if steps_taken(run) < run.method.train.steps:
             run.cut()
 
 

@@ -98,6 +98,11 @@ def save(folder: Folder, fit: Fit, curve: list[dict[str, float]]) -> None:
         (folder / old.rpartition("/")[0]).clear()
 
 
+def steps_taken(run: Run, of: str = "supernet") -> int:
+    """Steps that the supernet, or one in another folder of the run, was trained for."""
+    return int(run.checkpoint(of).read_json("done.json")["step"])
+
+
 # Models trained alone
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from components.finalists import Finalist, known_as, untuned
 from components.run import Run
-from components.trainings import train_all
+from components.trainings import steps_taken, train_all
 from nascore.cost import Budget
 from nascore.methods import Method
 
@@ -64,11 +64,6 @@ def main(run: Run) -> None:
             if not whole:
                 run.cut()
         folder.write_json("tuned.json", {"spent": spent, "methods": [one.told() for one in done]})
-
-
-def steps_taken(run: Run) -> int:
-    """Steps that our supernet was trained for."""
-    return int(run.checkpoint().read_json("done.json")["step"])
 
 
 def calibrated(run: Run) -> int:

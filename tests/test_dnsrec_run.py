@@ -22,7 +22,7 @@ from nascore.methods.dnsrec import DNSRec
 from nascore.space import Genotype, key, parse
 from nascore.training import Learning
 from pipelines.dnsrec import dnsrec
-from tests.commands import finish, read, report
+from tests.commands import SMALL, finish, read, report
 
 RunWith = Callable[..., Run]
 METHOD = DNSRec(
@@ -219,42 +219,14 @@ def test_the_command_line_is_checked(tmp_path: Path) -> None:
 
 # The command line
 
-OPTIONS = (
-    "--dataset=planted_sequences:users=150,items=60",
-    "--method.hidden=8",
-    "--method.inner=8",
-    "--method.heads=2",
-    "--method.ratios=[0,0.5]",
-    "--method.layers=2",
-    "--method.cooling=0.02",
-    "--method.steps=40",
-    "--method.batch=128",
-    "--method.learner.every=2",
-    "--method.training.length=8",
-    "--method.training.batch=256",
-    "--method.training.epochs=2",
-    "--method.training.rankings=[full,pop100_fixed,recbole_pop100]",
-    '--rivals=["sasrec:hidden=8,inner=8,heads=2,layers=1","gru4rec:hidden=8,embedding=8"]',
-    "--seeds=[0,1]",
-    "--tuning.configurations=0",
-    "--workers.checkpoint=20",
-)
-
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     root = tmp_path_factory.mktemp("runs") / "first"
-    output = finish("dnsrec", root, *OPTIONS)
+    output = finish("dnsrec", root, *SMALL["dnsrec"])
     assert output.strip().endswith(f"Report: {root}/report/index.html")
     return root
-
-
-@pytest.mark.long
-@pytest.mark.ray
-def test_a_run_gives_the_same_report_twice(first: Path, tmp_path: Path) -> None:
-    finish("dnsrec", tmp_path / "second", *OPTIONS)
-    assert report(tmp_path / "second") == report(first)
 
 
 @pytest.mark.slow
@@ -277,4 +249,4 @@ def test_a_run_tests_what_it_found_and_does_nothing_when_done(first: Path) -> No
     page = (first / "report/index.html").read_text()
     assert "What the supernet learned to prefer" in page
     assert Folder(str(first)).read_json("supernet/measured.json") == {}
-    assert finish("dnsrec", first, *OPTIONS).count("done before") == 8
+    assert finish("dnsrec", first, *SMALL["dnsrec"]).count("done before") == 8

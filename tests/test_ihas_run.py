@@ -1,4 +1,4 @@
-"""iHAS by the command line: the same report twice, every kind of model, and populations that it tells apart."""
+"""iHAS by the command line: every kind of model, and populations that it tells apart."""
 
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,7 @@ from nascore.datasets.planted_populations import CATEGORIES, PlantedPopulations
 from nascore.methods.ihas import IHAS
 from pipelines.__main__ import parse
 from pipelines.ihas import ihas
-from tests.commands import finish, read, report
-
-SMALL = (
-    "--dataset=planted_populations:rows=4000",
-    "--method.embedding=4",
-    "--method.layers=[6]",
-    "--method.steps=60",
-    "--method.pretrained=20",
-    "--method.sparsity=0.5",
-    "--method.polarization=1.0",
-    "--method.learner.every=1",
-    "--method.learner.learning_rate=0.03",
-    "--method.training.batch=128",
-    "--method.training.learning_rate=0.01",
-    "--method.training.epochs=2",
-    "--method.models=[clusters,single,open,gates]",
-    '--rivals=["fm","deepfm:width=8,depth=1"]',
-    "--seeds=[0,1]",
-    "--tuning.configurations=2",
-    "--workers.checkpoint=30",
-)
+from tests.commands import SMALL, finish, read, report
 
 
 def by_label(told: dict[str, Any], metric: str = "log_loss") -> dict[str, Any]:
@@ -44,18 +24,9 @@ def by_label(told: dict[str, Any], metric: str = "log_loss") -> dict[str, Any]:
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     root = tmp_path_factory.mktemp("runs") / "first"
-    output = finish("ihas", root, *SMALL)
+    output = finish("ihas", root, *SMALL["ihas"])
     assert output.strip().endswith(f"Report: {root}/report/index.html") and "Warning" not in output
     return root
-
-
-@pytest.mark.long
-@pytest.mark.ray
-def test_a_run_gives_the_same_report_twice(first: Path, tmp_path: Path) -> None:
-    finish("ihas", tmp_path / "second", *SMALL)
-    assert report(tmp_path / "second") == report(first)
-    for name in ("derive/candidates.json", "derive/kinds.json"):
-        assert read(tmp_path / "second", name) == read(first, name)
 
 
 @pytest.mark.slow
@@ -99,7 +70,7 @@ def test_a_run_tests_what_it_found_and_does_nothing_when_done(first: Path) -> No
     assert len(tuned) == 3 and all(len(one["tried"]) == 2 for one in tuned.values())
     spent = read(first, "tune/tuned.json")["spent"]
     assert spent["supernet"] == (60 + 40) * 128, "lessons count"
-    assert finish("ihas", first, *SMALL).count("done before") == 7
+    assert finish("ihas", first, *SMALL["ihas"]).count("done before") == 7
 
 
 @pytest.mark.parametrize("preset", ["ihas_1", "ihas_2", "ihas_3", "ihas_4", "base"])

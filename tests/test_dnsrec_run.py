@@ -220,19 +220,12 @@ def test_the_command_line_is_checked(tmp_path: Path) -> None:
 # The command line
 
 
-@pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run."""
-    root = tmp_path_factory.mktemp("runs") / "first"
-    output = finish("dnsrec", root, *SMALL["dnsrec"])
-    assert output.strip().endswith(f"Report: {root}/report/index.html")
-    return root
-
-
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_tests_what_it_found_and_does_nothing_when_done(first: Path) -> None:
-    told = report(first)
+def test_a_run_tests_what_it_found_and_does_nothing_when_done(tmp_path: Path) -> None:
+    output = finish("dnsrec", tmp_path, *SMALL["dnsrec"])
+    assert output.strip().endswith(f"Report: {tmp_path}/report/index.html")
+    told = report(tmp_path)
     assert told["headline"] == "ndcg@10"
     assert told["protocol"] == "leave_one_out/full+pop100_fixed+recbole_pop100"
     rows = {row["model"]: row for row in told["rows"] if row["metric"] == "ndcg@10"}
@@ -241,12 +234,12 @@ def test_a_run_tests_what_it_found_and_does_nothing_when_done(first: Path) -> No
     assert {f"{name}@{k}/pop100_fixed" for name in ("recall", "mrr", "ndcg") for k in (5, 10, 20)} <= {
         row["metric"] for row in told["rows"]
     }
-    (candidate,) = read(first, "search/candidates.json")
-    last = read(first, "supernet/curve.json")[-1]
+    (candidate,) = read(tmp_path, "search/candidates.json")
+    last = read(tmp_path, "supernet/curve.json")[-1]
     for name, (option,) in ((name, parse(candidate["genotype"])[name]) for name in (WIDTH, DEPTH)):
         shares = {known: share for known, share in last.items() if known.startswith(f"share/{name}/")}
         assert max(shares, key=shares.__getitem__) == f"share/{name}/{option}"
-    page = (first / "report/index.html").read_text()
+    page = (tmp_path / "report/index.html").read_text()
     assert "What the supernet learned to prefer" in page
-    assert Folder(str(first)).read_json("supernet/measured.json") == {}
-    assert finish("dnsrec", first, *SMALL["dnsrec"]).count("done before") == 8
+    assert Folder(str(tmp_path)).read_json("supernet/measured.json") == {}
+    assert finish("dnsrec", tmp_path, *SMALL["dnsrec"]).count("done before") == 8

@@ -1,6 +1,7 @@
 """Two workers train to the weights that one trains to on their joined batches, and exchange active weights only."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from components.run import Run
 from nascore import group
 from nascore.methods.autotower import AutoTower
 from nascore.rows import Data
-from nascore.training import Fit, State
+from nascore.training import Fit, Learning, State
 from nascore.two_tower import Training
 
 METHOD = AutoTower(
@@ -26,23 +27,26 @@ METHOD = AutoTower(
     towers=2,
     training=Training(batch=48, learning_rate=3e-3, weight_decay=1e-3, clip=0.3, regularizer=1e-2),
 )
+LEARNED = replace(
+    METHOD, paths="nasp", towers=1, nasp=Learning(every=2, learning_rate=0.05, weight_decay=0.0, batch=24)
+)
 STEPS = 50
 
 
-def fit_of(url: str, rank: int = 0, world: int = 1) -> Fit:
-    data = Data(url, "train", rank=rank, world=world)
-    space = METHOD.space(data.schema)
-    return Fit(METHOD.supernet(data.schema, space, 5), METHOD.task(data.schema), data, METHOD.train, 5)
+def fit_of(url: str, rank: int = 0, world: int = 1, method: AutoTower = METHOD) -> Fit:
+    data, held = (Data(url, split, rank=rank, world=world) for split in ("train", "valid"))
+    supernet = method.supernet(data.schema, method.space(data.schema), 5)
+    return Fit(supernet, method.task(data.schema), data, method.train, 5, method.learning, held)
 
 
 def trained(
-    url: str, dtype: torch.dtype, steps: int, rank: int = 0, world: int = 1
+    url: str, dtype: torch.dtype, steps: int, rank: int = 0, world: int = 1, method: AutoTower = METHOD
 ) -> tuple[State, State, list[float]]:
     """Final weights, gradients of the first step, its loss, and the mean loss of the others."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        fit = fit_of(url, rank, world)
+        fit = fit_of(url, rank, world, method)
         losses = [fit.advance(1)]
         gradients = {name: p.grad.clone() for p, name in fit.names.items() if p.grad is not None}
         losses.append(fit.advance(steps - 1))
@@ -71,7 +75,9 @@ def worker(rank: int, url: str, folder: str) -> None:
     precise = trained(url, torch.float64, STEPS, rank, 2)
     exchanged, sent[:] = list(sent), []
     usual = trained(url, torch.float32, 1, rank, 2)
-    torch.save({"precise": precise, "usual": usual, "exchanged": exchanged}, f"{folder}/rank-{rank}")
+    learned = trained(url, torch.float64, STEPS, rank, 2, LEARNED)
+    found = {"precise": precise, "usual": usual, "learned": learned, "exchanged": exchanged}
+    torch.save(found, f"{folder}/rank-{rank}")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -91,6 +97,19 @@ def test_two_workers_train_to_the_weights_of_one(prepared: Callable[..., Run], r
     for rank in ranks:
         found, _, own = rank["precise"]
         assert found.keys() == weights.keys()
+        for name, value in found.items():
+            torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-5, msg=name)
+        assert own == pytest.approx(losses, rel=1e-6)
+
+
+def test_two_workers_learn_the_path_of_one(prepared: Callable[..., Run], ranks: list[dict[str, Any]]) -> None:
+    url = f"{prepared().root}/prepare"
+    weights, _, losses = trained(url, torch.float64, STEPS, method=LEARNED)
+    start, _, _ = trained(url, torch.float64, 1, method=LEARNED)
+    learned = weights["supernet.sampler.strength"] - start["supernet.sampler.strength"]
+    assert learned.abs().max() > 0.05, "the path must be learned"
+    for rank in ranks:
+        found, _, own = rank["learned"]
         for name, value in found.items():
             torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-5, msg=name)
         assert own == pytest.approx(losses, rel=1e-6)

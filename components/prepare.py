@@ -44,6 +44,8 @@ def main(run: Run) -> None:
             schema, statistics = examples.write(rows, protocol, run.protocol, folder)
         folder.write_json("statistics.json", {**statistics, "bad_rows": dict(dataset.bad)})
         folder.write_text("schema.json", schema.to_json())
+    if unread := run.unread:
+        print(f"  prepare  models of this task do not read {', '.join(unread)}", flush=True)
 
 
 class Log:

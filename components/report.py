@@ -76,6 +76,7 @@ def heading(told: Told, titles: Sequence[str]) -> str:
             f"{split} {positive / schema.rows[split]:.4f}" for split, positive in about.get("positive_in", {}).items()
         ),
         "Features": "" if schema.user else f"{len(schema.columns)}, of {sum(c.size for c in schema.columns):,} ids",
+        "Features not read": ", ".join(run.unread),
         "Split digest": schema.split_digest[:12],
         "Budgets": "; ".join(limits),
         "Strategies": ", ".join(run.strategies),

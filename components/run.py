@@ -163,6 +163,12 @@ class Run:
         """The schema of the prepared data; `prepare` must be done."""
         return Schema.from_json((self.folder / "prepare").read_text("schema.json"))
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The features of the prepared data that the task has no use for."""
+        read = self.method.task(self.schema).reads(self.schema)
+        return tuple(column.name for column in self.schema.columns if column not in read)
+
     def raw_data(self) -> Dataset:
         """The reader of the raw files; raises if it does not have the run's protocol."""
         dataset: Dataset = plugins.build("datasets", self.dataset, self.raw, self.on_bad_row)

@@ -21,6 +21,7 @@ from nascore import plugins
 from nascore.datasets import DataError
 from nascore.datasets.parquet import Parquet
 from nascore.methods.popularity import Popularity
+from nascore.methods.sasrec import SASRec
 from nascore.protocols import Protocol
 from nascore.schema import SPLITS, Schema
 from nascore.tables import binned
@@ -252,6 +253,20 @@ def test_statistics_count_what_was_kept_and_left_out(shop: Any, prepared: Prepar
         "not_positive": len(shop.rows) - len(golden),
     }
     assert statistics["not_positive"] > 50
+
+
+def test_features_that_the_task_does_not_read_are_told(
+    prepared: Prepared, clicks: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = replace(prepared(), root=str(tmp_path))
+    prepare.main(run)
+    assert "models of this task do not read hour, price\n" in capsys.readouterr().out
+    assert run.unread == ("hour", "price"), "those of a row"
+    shown = replace(prepared("leave_one_out"), methods=(SASRec(),))
+    assert shown.unread == ("buyer", "country", "shelf", "weight", "hour", "price"), (
+        "all that no past event is shown by"
+    )
+    assert clicks.unread == ()
 
 
 def small(tmp_path: Path, features: str = "[]", **columns: Any) -> Run:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nascore.rows import Data
-from nascore.schema import Batch
+from nascore.schema import Batch, Column, Schema
 
 Model = Callable[[Batch], Any]
 
@@ -57,6 +57,11 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """The names of all that `evaluate` measures."""
+
+    @staticmethod
+    def reads(schema: Schema) -> tuple[Column, ...]:
+        """The columns that nets of this task may read."""
+        return schema.columns
 
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> Tensor:

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from nascore import group, metrics, negatives
 from nascore.rows import Data, seed_of
-from nascore.schema import Batch
+from nascore.schema import Batch, Column, Schema
 from nascore.tasks import Model, Scores, Task
 
 Output = Mapping[str, Tensor]
@@ -70,6 +70,11 @@ class NextItem(Task):
             for k in self.ks
             for metric in ("recall", "mrr", "ndcg")
         )
+
+    @staticmethod
+    def reads(schema: Schema) -> tuple[Column, ...]:
+        """Those by which past events are shown."""
+        return tuple(column for column in schema.columns if column.name in (schema.item, *schema.history))
 
     # Training
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from nascore import group, metrics
 from nascore.rows import Data
-from nascore.schema import Batch
+from nascore.schema import Batch, Column, Schema
 from nascore.tasks import Model, Scores, Task
 
 Output = Mapping[str, Tensor]
@@ -63,6 +63,11 @@ class Retrieval(Task):
     @property
     def metrics(self) -> tuple[str, ...]:
         return tuple(f"{metric}@{k}" for k in self.ks for metric in ("recall", "hit", "ndcg"))
+
+    @staticmethod
+    def reads(schema: Schema) -> tuple[Column, ...]:
+        """Those of users and items: what holds for a row alone is not known of the items that are ranked."""
+        return schema.of("user") + schema.of("item")
 
     def loss(self, output: Output | Sequence[Output], batch: Batch) -> Tensor:
         """This rank's rows against the items of the joined batch, over the joined batch's rows.

@@ -118,10 +118,10 @@ def front(
         outline = {"line": {"color": "var(--ink)", "width": 1.4}}
         traces.append(_scored([row], title, marked[row["model_id"]], {**look, **outline}))
     costs = [row["cost"] for row in rows]
-    scale = {"type": "log", "dtick": "D2"} if min(costs) > 0 and max(costs) > WIDE * min(costs) else {}
+    scale = {"type": "log", "dtick": "D2"} if min(costs) > 0 and max(costs) > WIDE * min(costs) else _around(costs)
     layout = {
         "xaxis": _axis(title, **scale),
-        "yaxis": _axis("score"),
+        "yaxis": _axis("score", **_around([row["score"] for row in rows])),
         "shapes": [_limit(text, x) for text, x in limits],
     }
     said = ", ".join(f"{number(row['score'])} at {short(row['cost'])}" for row in best)
@@ -132,6 +132,12 @@ def front(
     return figure + details(
         "The front in numbers", table("The front", ("Model", "Strategy", "Score", title), numbers, 2)
     )
+
+
+def _around(values: Sequence[float]) -> dict[str, Any]:
+    """The range of an axis on which all values are the same; else it follows from them."""
+    reach = 0.1 * abs(values[0]) or 1.0
+    return {"range": [values[0] - reach, values[0] + reach]} if len({*values}) == 1 else {}
 
 
 def _scored(rows: Sequence[Row], title: str, name: str, marker: Row) -> dict[str, Any]:

@@ -23,6 +23,17 @@ def test_unbeaten_is_what_no_other_beats() -> None:
         assert (row in best) == (not beaten)
 
 
+def test_the_axes_of_a_single_point_are_about_as_wide_as_it_is_far() -> None:
+    row = {"strategy": "random", "model_id": "a", "genotype": "{}", "seed": 0, "cost": 8e4, "score": 0.05}
+    drawn = unescape(pictures.front([row], "MACs", ["random"], [], {}))
+    assert [[float(end) for end in ends.split(",")] for ends in re.findall(r'"range":\s*\[(.*?)\]', drawn)] == [
+        [pytest.approx(7.2e4), pytest.approx(8.8e4)],
+        [pytest.approx(0.045), pytest.approx(0.055)],
+    ]
+    other = {**row, "model_id": "b", "cost": 9e4, "score": 0.06}
+    assert '"range"' not in unescape(pictures.front([other, row], "MACs", ["random"], [], {}))
+
+
 def test_a_drawing_holds_any_genotype() -> None:
     genotype = {
         "width": ("64",),

@@ -12,7 +12,7 @@ import pytest
 
 from tests.commands import SMALL, finish, read, report, start
 
-TUNED = ("--tuning.configurations=2", "--diagnosis.genotypes=2", "--diagnosis.seeds=1")
+TUNED = ("--tuning.configurations=2", "--diagnosis.genotypes=3", "--diagnosis.seeds=1")
 EARLY = 0.6
 """The share of its usual time within which a stage is killed, so that it is not over before."""
 

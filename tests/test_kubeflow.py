@@ -17,8 +17,8 @@ import yaml
 
 from components.run import Run
 from pipelines import __main__ as command
+from tests.commands import SMALL
 from tests.manifests import K8S, containers, sources
-from tests.test_nasrec_run import OPTIONS
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = "s3://nascore/nightly/$(date -u +%F)"
@@ -257,7 +257,7 @@ def test_a_pipeline_runs_locally(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "run"
-    options = ["nasrec", f"--root={root}", *OPTIONS, "--stages=[prepare]"]
+    options = ["nasrec", f"--root={root}", *SMALL["nasrec"], "--stages=[prepare]"]
     known = locally(tmp_path, monkeypatch, *options)
     said = capfd.readouterr()
     assert known["save"]["parameterValues"]["root"] == str(root)
@@ -281,7 +281,7 @@ def test_a_whole_pipeline_runs_locally(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root, changed = tmp_path / "run", ["--seeds=[0]", "--keep=1", "--tuning.configurations=0"]
-    known = locally(tmp_path, monkeypatch, "nasrec", f"--root={root}", *OPTIONS, *changed)
+    known = locally(tmp_path, monkeypatch, "nasrec", f"--root={root}", *SMALL["nasrec"], *changed)
     said = "".join(capfd.readouterr())
     report = json.loads((root / "evaluate/report.json").read_text())
     told, metrics = known["results"]["parameterValues"], known["results"]["artifacts"]["metrics"]["artifacts"][0]

@@ -13,8 +13,8 @@ SMALL = {
         "--dataset=parquet",
         "--method.blocks=2",
         "--method.width=16",
-        "--method.steps=200",
-        "--method.candidates=48",
+        "--method.steps=80",
+        "--method.candidates=24",
         "--method.fitness.batch=64",
         "--method.training.batch=128",
         "--method.training.epochs=2",
@@ -100,11 +100,13 @@ def outside() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
-def start(pipeline: str, root: Path, *options: str) -> subprocess.Popen[str]:
+def start(
+    pipeline: str, root: Path | str, *options: str, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """A pipeline in a process group of its own, on a Ray cluster of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines", pipeline, f"--root={root}", *options],
-        env=outside(),
+        env=outside() if environment is None else environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -113,14 +115,14 @@ def start(pipeline: str, root: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(pipeline: str, root: Path, *options: str) -> str:
+def finish(pipeline: str, root: Path | str, *options: str, environment: dict[str, str] | None = None) -> str:
     """What a pipeline said that ran to its end."""
-    process = start(pipeline, root, *options)
+    process = start(pipeline, root, *options, environment=environment)
     try:
-        output, _ = process.communicate(timeout=900)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+        output, _ = process.communicate(timeout=1800)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
     return output
 
@@ -129,6 +131,10 @@ def read(root: Path, name: str) -> Any:
     return json.loads((root / name).read_text())
 
 
+def same(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without what depends on time and place."""
+    return {name: value for name, value in report.items() if name not in ("timing", "run")}
+
+
 def report(root: Path) -> dict[str, Any]:
-    """The report without what depends on time and place."""
-    return {name: value for name, value in read(root, "evaluate/report.json").items() if name not in ("timing", "run")}
+    return same(read(root, "evaluate/report.json"))

@@ -21,15 +21,13 @@ def killed_in(stage: str, after: float, pipeline: str, root: Path, *options: str
     """Run the pipeline, and kill it so many seconds after it began the stage."""
     process = start(pipeline, root, *options)
     assert process.stdout
-    said = []
-    for line in process.stdout:
+    said = list[str]()
+    while f"{stage} …\n" not in said and (line := process.stdout.readline()):
         said.append(line)
-        if line == f"{stage} …\n":
-            break
     time.sleep(after)
     os.killpg(process.pid, signal.SIGKILL)
     said.append(process.communicate()[0])
-    assert said[-2] == f"{stage} …\n" and process.returncode == -signal.SIGKILL, "".join(said)
+    assert process.returncode == -signal.SIGKILL, "".join(said)
     assert not (root / stage / "done.json").exists(), f"{stage} was over before it could be killed"
 
 

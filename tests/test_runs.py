@@ -1,4 +1,4 @@
-"""A whole run of AutoTower by the command line, and one that is stopped on its way."""
+"""Whole runs of AutoTower by the command line: the same seed gives the same report; one that is stopped is not done."""
 
 import signal
 import time
@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.commands import SMALL, finish, start
+from tests.commands import SMALL, finish, report, start
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_a_report_and_does_nothing_when_done(tmp_path: Path, shop: Any) -> None:
+def test_a_run_gives_the_same_report_twice_and_does_nothing_when_done(tmp_path: Path, shop: Any) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
     options = (f"--raw={shop.raw}", *SMALL["autotower"])
-    assert finish("autotower", tmp_path, *options).strip().endswith(f"Report: {tmp_path}/report/index.html")
-    started, again = time.monotonic(), finish("autotower", tmp_path, *options)
+    assert finish("autotower", first, *options).strip().endswith(f"Report: {first}/report/index.html")
+    finish("autotower", second, *options)
+    assert report(second) == report(first)
+    started, again = time.monotonic(), finish("autotower", first, *options)
     assert time.monotonic() - started < 20
     assert again.count("done before") == 8
     assert "Report:" in again

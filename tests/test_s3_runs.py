@@ -1,7 +1,6 @@
 """Whole runs by the command line in a bucket, while one request in twenty goes wrong: the same report as on disk."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 
 from components.folder import Folder
 from tests import swift
+from tests.commands import finish, outside, report, same
 from tests.faults import Proxy
 
 RATE, READ_SECONDS = 0.05, 10
@@ -88,7 +88,7 @@ Client = Callable[[str], dict[str, str]]
 
 def client(url: str) -> dict[str, str]:
     """The environment of a process whose S3 is at `url`, without this process's cluster."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "FSSPEC_"))}
+    own = {name: value for name, value in outside().items() if not name.startswith(("AWS_", "FSSPEC_"))}
     return own | {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": swift.KEY,
@@ -98,19 +98,10 @@ def client(url: str) -> dict[str, str]:
     }
 
 
-def finish(name: str, root: str, raw: str, environment: dict[str, str], *more: str) -> str:
-    """The pipeline on a Ray cluster of its own; what it said."""
-    options = [f"--root={root}", *([f"--raw={raw}"] if name in WITH_RAW else []), *FEW, *PIPELINES[name], *more]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines", name, *options],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+def run(name: str, root: str, raw: str, environment: dict[str, str], *more: str) -> str:
+    """What the pipeline said that ran to its end."""
+    options = (*([f"--raw={raw}"] if name in WITH_RAW else []), *FEW, *PIPELINES[name], *more)
+    return finish(name, root, *options, environment=environment)
 
 
 IN_A_BUCKET = """
@@ -138,11 +129,6 @@ def asked(script: str, environment: dict[str, str], *arguments: str) -> str:
     return subprocess.run(program, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def same(report: dict[str, Any]) -> dict[str, Any]:
-    """The report without what depends on time and place."""
-    return {name: value for name, value in report.items() if name not in ("timing", "run")}
-
-
 @pytest.fixture
 def raw(s3_server: swift.Server, shop: Any) -> str:
     """The shop's raw files in a bucket."""
@@ -156,10 +142,10 @@ def test_a_run_in_a_bucket_is_finished_whatever_breaks(s3_server: swift.Server, 
     root = f"s3://{BUCKET}/short"
     with Proxy(s3_server.url, RATE, READ_SECONDS + 1).serving() as proxy:
         proxy.kinds = tuple(kind for kind in proxy.kinds if kind != "late")
-        said = finish("dnsrec", root, raw, client(proxy.url), "--rivals=[popular_next]", "--method.training.epochs=1")
+        said = run("dnsrec", root, raw, client(proxy.url), "--rivals=[popular_next]", "--method.training.epochs=1")
         assert said.strip().endswith(f"Report: {root}/report/index.html")
-        report, done = json.loads(asked(READ, client(s3_server.url), root))
-        assert {"prepare/done.json", "supernet/done.json", "report/done.json"} <= {*done} and report["rows"]
+        told, done = json.loads(asked(READ, client(s3_server.url), root))
+        assert {"prepare/done.json", "supernet/done.json", "report/done.json"} <= {*done} and told["rows"]
         assert sum(proxy.injected.values()) > 5
 
 
@@ -169,14 +155,14 @@ def test_a_run_in_a_bucket_is_finished_whatever_breaks(s3_server: swift.Server, 
 def test_a_run_in_a_bucket_gives_the_same_report_as_on_disk(
     s3_server: swift.Server, raw: str, shop: Any, tmp_path: Path, name: str
 ) -> None:
-    finish(name, str(tmp_path), shop.raw, client("http://127.0.0.1:1"))
-    golden = same(Folder(str(tmp_path)).read_json("evaluate/report.json"))
+    run(name, str(tmp_path), shop.raw, client("http://127.0.0.1:1"))
+    golden = report(tmp_path)
     with Proxy(s3_server.url, RATE, READ_SECONDS + 1, seed=len(name)).serving() as proxy:
-        finish(name, f"s3://{BUCKET}/{name}", raw, client(proxy.url))
+        run(name, f"s3://{BUCKET}/{name}", raw, client(proxy.url))
         print(f"{name}: {proxy.requests} requests, {sum(proxy.injected.values())} broken: {dict(proxy.injected)}")
         assert sum(proxy.injected.values()) > 0.5 * RATE * proxy.requests > 10
-        said = finish(name, f"s3://{BUCKET}/{name}", raw, client(proxy.url)).splitlines()
+        said = run(name, f"s3://{BUCKET}/{name}", raw, client(proxy.url)).splitlines()
         assert all("done before" in line for line in said[:-1]) and len(said) > 5
-    report, done = json.loads(asked(READ, client(s3_server.url), f"s3://{BUCKET}/{name}"))
-    assert same(report) == golden
+    told, done = json.loads(asked(READ, client(s3_server.url), f"s3://{BUCKET}/{name}"))
+    assert same(told) == golden
     assert done == Folder(str(tmp_path)).names("**/done.json")

@@ -25,7 +25,7 @@ SCHEMA = Schema(
     item="item",
     users=101,
     items=51,
-    columns=(Column("user", "user", size=101), Column("item", "item", size=51)),
+    columns=(Column("user", "user", size=101), Column("item", "item", size=51), Column("hour", size=25)),
     protocol="user_temporal",
     rows={"train": 1_234, "valid": 210, "later": 215},
     history=("item",),
@@ -190,6 +190,7 @@ def test_heading_tells_verdict_data_and_budget(tmp_path: Path) -> None:
     assert (told["Items"], told["Split digest"]) == ("50", "0123456789ab")
     assert told["Budgets"].replace("\xa0", " ") == "M: params ≤ 480 k, macs ≤ 560 k"
     assert told["Protocol"] == "user_temporal/full-ranking"
+    assert told["Features not read"] == "hour"
     assert (told["Malformed rows left out"], told["Rows left out as not positive"]) == ("log.csv 4", "17")
     assert re.findall(r"<b>(.*?)</b>", text) == ["0.3100", "0.2000", "+0.1100", "τ 0.52"]
     assert "leaks" not in text

@@ -11,77 +11,33 @@ import pytest
 
 from components.folder import Folder
 from tests import swift
-from tests.commands import finish, outside, report, same
+from tests.commands import SMALL, finish, outside, report, same
 from tests.faults import Proxy
 
 RATE, READ_SECONDS = 0.05, 10
 BUCKET = "runs"
-FEW = ("--seeds=[0]", "--tuning.configurations=0", "--workers.checkpoint=20")
-PIPELINES = {
+FEWER = {
     "autotower": (
-        "--dataset=parquet",
-        "--method.blocks=2",
-        "--method.width=8",
         "--method.steps=40",
         "--method.candidates=16",
-        "--method.fitness.batch=64",
-        "--method.training.batch=128",
-        "--method.training.epochs=2",
         "--strategies=[evolution:population=8]",
-        "--budgets=[macs=100000]",
         "--rivals=[popularity]",
-        "--keep=1",
         "--diagnosis.genotypes=0",
     ),
     "nasrec": (
         "--dataset=planted_clicks:rows=2000",
-        "--method.blocks=2",
-        "--method.embedding=4",
-        "--method.dense_sizes=[4,8]",
-        "--method.sparse_sizes=[2,4]",
-        "--method.tokens=2",
         "--method.steps=40",
-        "--method.batch=64",
         "--method.candidates=14",
-        "--method.fitness.rows=200",
-        "--method.fitness.batch=100",
         "--method.fitness.calibration=300",
-        "--method.head.batch=64",
-        "--method.training.batch=64",
-        '--strategies=["regularized:population=8,sample=4,children=6"]',
         "--rivals=[logistic_regression]",
         "--keep=1",
         "--diagnosis.genotypes=3",
         "--diagnosis.seeds=1",
     ),
-    "dnsrec": (
-        "--dataset=parquet",
-        "--method.hidden=8",
-        "--method.inner=8",
-        "--method.heads=2",
-        "--method.ratios=[0,0.5]",
-        "--method.layers=2",
-        "--method.cooling=0.02",
-        "--method.steps=40",
-        "--method.batch=64",
-        "--method.learner.every=2",
-        "--method.training.length=6",
-        "--method.training.batch=128",
-        "--method.training.epochs=2",
-        '--rivals=["gru4rec:hidden=8,embedding=8"]',
-    ),
-    "ihas": (
-        "--dataset=planted_populations:rows=2000",
-        "--method.embedding=4",
-        "--method.layers=[8]",
-        "--method.pretrained=20",
-        "--method.steps=40",
-        "--method.learner.every=10",
-        "--method.training.batch=64",
-        "--method.training.epochs=2",
-        "--rivals=[fm,autofield]",
-    ),
+    "dnsrec": ("--dataset=parquet", "--method.training.batch=128", '--rivals=["gru4rec:hidden=8,embedding=8"]'),
+    "ihas": ("--dataset=planted_populations:rows=2000", "--method.steps=40", "--rivals=[fm,autofield]"),
 }
+"""What the small runs do less of here, beside seeds and tuning."""
 WITH_RAW = ("autotower", "dnsrec")
 Client = Callable[[str], dict[str, str]]
 
@@ -100,7 +56,8 @@ def client(url: str) -> dict[str, str]:
 
 def run(name: str, root: str, raw: str, environment: dict[str, str], *more: str) -> str:
     """What the pipeline said that ran to its end."""
-    options = (*([f"--raw={raw}"] if name in WITH_RAW else []), *FEW, *PIPELINES[name], *more)
+    fewer = ("--seeds=[0]", "--tuning.configurations=0", "--workers.checkpoint=20", *FEWER[name])
+    options = (*([f"--raw={raw}"] if name in WITH_RAW else []), *SMALL[name], *fewer, *more)
     return finish(name, root, *options, environment=environment)
 
 
@@ -151,7 +108,7 @@ def test_a_run_in_a_bucket_is_finished_whatever_breaks(s3_server: swift.Server, 
 
 @pytest.mark.long
 @pytest.mark.ray
-@pytest.mark.parametrize("name", list(PIPELINES))
+@pytest.mark.parametrize("name", SMALL)
 def test_a_run_in_a_bucket_gives_the_same_report_as_on_disk(
     s3_server: swift.Server, raw: str, shop: Any, tmp_path: Path, name: str
 ) -> None:

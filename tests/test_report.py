@@ -386,11 +386,8 @@ def test_texts_from_data_are_escaped(tmp_path: Path) -> None:
     run, _ = fake(tmp_path, label=NASTY)
     known = (run.folder / "evaluate").read_json("report.json")
     write(run, "evaluate/report.json", {**known, "verdict": NASTY, "leaks": NASTY, "protocol": NASTY})
-    write(
-        run,
-        "prepare/statistics.json",
-        {**(run.folder / "prepare").read_json("statistics.json"), "bad_rows": {NASTY: 1}},
-    )
+    counted = (run.folder / "prepare").read_json("statistics.json")
+    write(run, "prepare/statistics.json", {**counted, "bad_rows": {NASTY: 1}})
     text = made(run)
     assert "<script>alert" not in text and "<img" not in text
     assert f"<strong>This protocol leaks:</strong> {escape(NASTY)}." in text

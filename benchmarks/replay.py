@@ -1,9 +1,9 @@
 """Replays dated days night by night: what the rules cost and bring, against a cold or a warm search every night.
 
 `python -m benchmarks.replay FOLDER` writes made-up days into FOLDER/raw and replays them under three policies, each
-with a registry of its own below FOLDER; `--raw` replays day partitions that are there. What is finished is not done
-again.
-The stages run in this process, one after the other, without a cluster, so that seconds compare.
+with a registry of its own below FOLDER; `--raw` replays day partitions that are there, such as those of
+`benchmarks.globo_days`. What is finished is not done again. The stages run in this process, one after the other,
+without a cluster, so that seconds compare.
 """
 
 import argparse
@@ -157,6 +157,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
     parser.add_argument("--raw", default="")
+    parser.add_argument("--ignore", nargs="*", default=planted_days.CHURNING, help="their drift does not count")
+    parser.add_argument("--options", type=json.loads, default={}, help="of the runs, as JSON")
     for option, value in {"days": 13, "rows": 6_000, "drift": 9, "window": 4, "seed": 0}.items():
         parser.add_argument(f"--{option}", type=int, default=value)
     known = parser.parse_args()
@@ -165,8 +167,9 @@ def main() -> None:
     raw = known.raw or str(folder / "raw")
     if not known.raw and not (folder / "raw/schema.yaml").exists():
         planted_days.write(raw, known.days, known.rows, known.drift, known.seed)
-    rules = Rules(ignore=planted_days.CHURNING, fresh=2, search=0)
-    base = Nightly(registry="", raw=raw, window=known.window, options=OPTIONS, warm=WARM, rules=rules)
+    rules = Rules(ignore=tuple(known.ignore), fresh=2, search=0)
+    options = OPTIONS | known.options
+    base = Nightly(registry="", raw=raw, window=known.window, options=options, warm=WARM, rules=rules)
     records = {
         "always cold": replay(replace(base, registry=str(folder / "cold")), "cold"),
         "always warm": replay(replace(base, registry=str(folder / "warm")), "warm"),

@@ -133,7 +133,7 @@ class Night:
         """All that the rules look at."""
         window, earlier = self.settings.days(), self.earlier()
         newest = window[-1] if window else ""
-        seen = max((one["facts"]["newest_day"] for one in earlier), default="")
+        seen = max((one["facts"]["newest_day"] for one in earlier if one["state"] == DONE), default="")
         known: Record = {"window": window, "newest_day": newest, "new": newest > seen}
         known |= {"champion": None, "differs": [], "method": "", "drift": {}, "loss": None}
         champion = self.registry.champion()

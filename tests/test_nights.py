@@ -153,6 +153,18 @@ def test_a_night_without_a_new_day_is_skipped_until_there_is_one(three: Path, ra
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("state", ["decided", "compared", "done"])
+def test_the_day_of_a_night_that_did_not_end_is_still_new(three: Path, raw: str, tmp_path: Path, state: str) -> None:
+    registry, days = tmp_path / "registry", tmp_path / "days"
+    shutil.copytree(three, registry)
+    shutil.copytree(raw, days, ignore=shutil.ignore_patterns("day=2026-01-0[67]"))
+    Registry(str(registry)).record("2026-01-06", {**decision(three, "6"), "state": state})
+    work(settings(str(days), registry, "7", decide="skip"), plainly)
+    facts = decision(registry, "7")["facts"]
+    assert facts["newest_day"] == "2026-01-05" and facts["new"] is (state != "done")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_night_killed_after_its_promotion_promotes_once(three: Path, raw: str, tmp_path: Path, moved: bool) -> None:
     folder = tmp_path / "registry"

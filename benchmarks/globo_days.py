@@ -43,7 +43,7 @@ def columns(table: pa.Table, one_in: int, seed: int = 0) -> dict[str, np.ndarray
     position, previous = _session(raw["session_id"], article)
     hour = time // HOUR
     width = int(article.max()) + 1
-    shown, counts = np.unique(hour * width + article, return_counts=True)
+    shown, counts = np.unique(hour * width + article, return_counts=True)  # each hour's articles, hour by hour
     first = np.full(width, np.iinfo(np.int64).max)
     np.minimum.at(first, article, time)
 

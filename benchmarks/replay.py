@@ -145,10 +145,12 @@ def show(records: dict[str, list[dict[str, Any]]]) -> str:
         seconds = sum(cpu(one) for one in known)
         losses = [value for one in known if (value := served(one)) is not None]
         steps, genotypes = (sum(one[name] for one in spent) for name in ("supernet_steps", "genotypes"))
-        found = [one["compared"]["challenger"]["log_loss"] for one in known if one.get("compared")]
-        means = [f"{sum(each) / max(1, len(each)):.4f}" for each in (losses, found)]
+        compared = [one["compared"] for one in known if one.get("compared")]
+        apart = [one["difference"]["delta"] for one in compared if one["champion"]["version"] is not None]
+        served_by, apart_by = (sum(each) / max(1, len(each)) for each in (losses, apart))
         cost = f"{seconds:.0f} CPU s, {steps} supernet steps, {genotypes} genotypes"
-        lines.append(f"{policy}: {cost}; log loss of champions {means[0]}, of challengers {means[1]}")
+        told = f"log loss of champions {served_by:.4f}, challengers differ from theirs by {apart_by:+.4f}"
+        lines.append(f"{policy}: {cost}; {told}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from nascore.datasets import DataError, Feature, Layout
+from nascore.datasets._columns import batches
 from nascore.datasets.parquet import Parquet
 
 Put = Callable[..., str]
@@ -133,3 +134,26 @@ def test_rows_with_keys_have_no_limits(setting: str, put: Put) -> None:
     keyed = {"user": "site", "item": "unread", "features": [{"name": "hour", "side": "row", setting: 3}]}
     with pytest.raises(DataError, match=rf"\(hour\): {setting}: only for categories of rows without 'user' and 'item'"):
         Parquet(put(**keyed)).layout()
+
+
+@pytest.mark.parametrize("rows", [[], [1] * 20, [3] * 5, [2, 2, 0, 7, 1, 1, 1, 1, 4], [40]])
+def test_row_groups_are_read_in_order_a_few_at_a_time(rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    table, sink, start = pa.table({"a": list(range(sum(rows))), "b": ["x"] * sum(rows)}), io.BytesIO(), 0
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        for count in rows:
+            writer.write_table(table.slice(start, count))
+            start += count
+    asked: list[list[int]] = []
+    read = pq.ParquetFile.iter_batches
+
+    def noted(*told: Any, row_groups: list[int], **more: Any) -> Any:
+        asked.append(row_groups)
+        return read(*told, row_groups=row_groups, **more)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    found = list(batches(sink, ["a"], 3))
+    assert [value for batch in found for value in batch["a"].to_pylist()] == list(range(sum(rows)))
+    assert all(0 < len(batch) <= 3 for batch in found)
+    groups = pq.ParquetFile(sink).metadata
+    assert sum(asked, []) == list(range(groups.num_row_groups))
+    assert all(sum(groups.row_group(group).num_rows for group in part[:-1]) < 2 * 3 for part in asked)

@@ -45,21 +45,13 @@ from pyarrow import types
 
 from nascore import days as partitions
 from nascore.datasets import CHUNK, DataError, Dataset, Feature, Layout, OnBadRow
+from nascore.datasets._columns import TYPES, batches, converted, plain, serves
 from nascore.schema import Kind, Side
 
 SCHEMA = "schema.yaml"
 SETTINGS = ("rows", "user", "item", "timestamp", "label", "history", "features", "tables")
 HISTORY_LENGTH = 20
-BUFFER_BYTES = 1 << 20
 NEEDED = ("key", "timestamp", "label")
-TYPES = {
-    "key": "integers or text",
-    "timestamp": "integers, dates or timestamps",
-    "label": "numbers or booleans",
-    "category": "integers, text or booleans; floats can be a number",
-    "set": "lists of integers, text or booleans",
-    "number": "integers, floats or decimals",
-}
 SPECIMEN = """\
 rows: clicks.parquet
 user: user_id
@@ -177,7 +169,7 @@ class Parquet(Dataset):
                 schema = pq.read_schema(stream)
             except pa.ArrowInvalid as error:
                 raise DataError(f"{self.raw}/{file}: cannot be read as parquet: {error}") from None
-        columns = {field.name: _plain(field.type) for field in schema}
+        columns = {field.name: plain(field.type) for field in schema}
         if len(columns) < len(schema):
             raise DataError(f"{self.raw}/{file}: a column is there twice: {', '.join(schema.names)}")
         return columns
@@ -188,7 +180,7 @@ class Parquet(Dataset):
             self.require(file, roles, list(footers[file]))
             for name, role in roles.items():
                 kind, before = footers[file][name], footers[files[0]][name]
-                if not _serves(role, kind):
+                if not serves(role, kind):
                     raise DataError(f"{self.raw}/{file}: column {name!r} is {kind}; a {role} must be {TYPES[role]}")
                 if kind != before:
                     raise DataError(f"{self.raw}/{file}: column {name!r} is {kind}, but in {files[0]} it is {before}")
@@ -199,13 +191,12 @@ class Parquet(Dataset):
             self.bad.pop(file, None)
             first = 1
             with self.open(file) as stream:
-                parquet = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES)
-                for batch in parquet.iter_batches(CHUNK, columns=list(source.roles)):
+                for batch in batches(stream, list(source.roles), CHUNK):
                     columns, broken = {}, {}
                     for name, role in source.roles.items():
                         if role in NEEDED:
                             broken[f"the {role} {name!r} is missing"] = pc.is_null(batch[name], nan_is_null=True)
-                        columns[name] = _converted(batch[name], role)
+                        columns[name] = converted(batch[name], role)
                     if dated is not None:
                         name = self._plan.layout.timestamp
                         known = name in source.roles and not types.is_integer(batch[name].type)
@@ -349,45 +340,6 @@ class _Description:
         for name in names:
             if names.count(name) > 1:
                 raise self._error(what, f"column {name!r} is named twice")
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type without its encoding: a dictionary is what it holds, text and lists are of the usual width."""
-    if types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if types.is_large_string(kind) or types.is_string_view(kind):
-        return pa.string()
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    return kind
-
-
-def _serves(role: str, kind: pa.DataType) -> bool:
-    whole, text, truth = types.is_integer(kind), types.is_string(kind), types.is_boolean(kind)
-    number = whole or types.is_floating(kind) or types.is_decimal(kind)
-    serves: dict[str, bool] = {
-        "key": whole or text,
-        "timestamp": (whole and kind != pa.uint64()) or types.is_date(kind) or types.is_timestamp(kind),
-        "label": number or truth,
-        "category": whole or text or truth,
-        "set": types.is_list(kind) and _serves("category", kind.value_type),
-        "number": number,
-    }
-    return serves[role]
-
-
-def _converted(column: pa.Array, role: str) -> pa.Array:
-    """Timestamps as int64, dates as microseconds since 1970; labels as int8, 1 above 0; numbers as float64."""
-    if role == "timestamp" and not types.is_integer(column.type):
-        zone = column.type.tz if types.is_timestamp(column.type) else None
-        whole = pc.CastOptions(pa.timestamp("us", zone), allow_time_truncate=True)
-        return pc.cast(column, options=whole).cast(pa.int64())
-    if role == "timestamp":
-        return column.cast(pa.int64())
-    if role in ("label", "number"):
-        number = column.cast(pa.float64())
-        return pc.greater(number, 0).cast(pa.int8()) if role == "label" else number
-    return column.cast(_plain(column.type))
 
 
 def _written(table: pa.Table) -> bytes:

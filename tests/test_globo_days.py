@@ -70,9 +70,12 @@ def test_every_other_article_of_an_hour_is_as_likely(clicks: pa.Table) -> None:
     for seed in range(400):
         log = globo_days.columns(clicks, 2, seed)
         drawn.update(log["article"][1 : 1 + NEGATIVES].tolist())
+    hour = clicks["click_timestamp"].to_numpy() // HOUR
+    shown = set(clicks["click_article_id"].to_numpy()[hour == log["time"][0] // HOUR].tolist())
+    assert set(drawn) == shown - {log["article"][0]} and len(drawn) > 2
     counts = np.array(list(drawn.values()))
     expected = counts.sum() / len(counts)
-    assert len(counts) > 2 and np.abs(counts - expected).max() < 4 * np.sqrt(expected)
+    assert np.abs(counts - expected).max() < 4 * np.sqrt(expected)
 
 
 def test_days_are_read_as_a_click_log(clicks: pa.Table, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 `python -m benchmarks.globo_days FOLDER` reads `$NASCORE_DATA/globo/clicks.parquet` (`--raw` another) and writes day
 partitions (UTC) and their schema.yaml, to be replayed by `python -m benchmarks.replay`. The log holds clicks alone, so
 each row of a user in so many gets three more: articles drawn evenly from the others that anybody clicked in the same
-clock hour. Articles live for a day or two, so ids tell little of the next day and what was `ENDLESS` drifts each night.
+clock hour. New articles come every hour, so the columns in `ENDLESS` drift each night: `--ignore` them.
 """
 
 import argparse
@@ -107,4 +107,8 @@ if __name__ == "__main__":
     parser.add_argument("--days", type=int, default=DAYS)
     parser.add_argument("--seed", type=int, default=0)
     known = parser.parse_args()
+    if not Path(known.raw).is_file():
+        parser.error(f"--raw: there is no {known.raw}; name Globo.com's clicks.parquet, or set NASCORE_DATA")
+    if known.one_in < 1:
+        parser.error(f"--one-in {known.one_in}: 1 or more")
     print(*write(known.folder, known.raw, known.one_in, known.days, known.seed))

@@ -71,7 +71,7 @@ def candidate(derived: Derived, budget: str = "") -> dict[str, Any]:
     """What was decided, as JSON."""
     parts = [{field: list(choice) for field, choice in part.items()} for part in derived.parts]
     known = {"as": derived.name, "parts": parts, "budget": budget}
-    return {**known, "kept": derived.kept, "wearer": derived.wearer}
+    return {**known, "kept": derived.kept, "wearer": derived.wearer, "gated": derived.gated}
 
 
 # Kinds of rows
@@ -90,7 +90,7 @@ def ours(run: Run, tell: Any = lambda news: None) -> list[dict[str, Any]]:
             )
             router.gates.threshold.copy_(valleys(counts[None])[0])  # type: ignore[index]
         router.centroids.copy_(torch.from_numpy(centroids(router, train, run.seeds[0], tell)))
-        kinds, open_PG = told_apart(router, train, valid)
+        kinds, open_PG = told_apart(router, train, valid, method.fewest)
     for split, kind in kinds.items():
         folder.write_table(f"kinds-{split}.parquet", pa.table({"kind": kind}))
     folder.write_tensors(ROUTER, router.state_dict())
@@ -116,7 +116,7 @@ def centroids(router: Router, train: Data, seed: int, tell: Any) -> Points:
             if len(early) < kinds:
                 continue  # the first rows of a stream may be few
             first = KMeans(kinds, n_init=STARTS, random_state=random).fit(early).cluster_centers_
-            means = MiniBatchKMeans(kinds, init=first, n_init=1, random_state=random)
+            means = MiniBatchKMeans(kinds, init=first, n_init=1, random_state=random, reassignment_ratio=0.0)
         means.partial_fit(point_BK)
         tell(News(done, train.rows, "rows", lasting=False))
     if means is None:
@@ -125,10 +125,13 @@ def centroids(router: Router, train: Data, seed: int, tell: Any) -> Points:
     return found
 
 
-def told_apart(router: Router, train: Data, valid: Data) -> tuple[dict[str, NDArray[np.int8]], NDArray[np.float64]]:
+def told_apart(
+    router: Router, train: Data, valid: Data, fewest: int
+) -> tuple[dict[str, NDArray[np.int8]], NDArray[np.float64]]:
     """The kind of each row, and the share of each kind's training rows that keep a gate open (kinds, gates).
 
-    Kinds that lack training or validation rows are taken out of the router; their rows go to the nearest other.
+    Kinds of fewer training or validation rows are taken out of the router, and their rows go to the nearest other;
+    where all are, the largest stays.
     """
     while True:
         count = len(router.centroids)
@@ -144,9 +147,8 @@ def told_apart(router: Router, train: Data, valid: Data) -> tuple[dict[str, NDAr
                     opened.index_add_(0, kind_B.cpu(), open_BG.cpu().double())
                     rows += torch.bincount(kind_B.cpu(), minlength=count)
             kinds[split] = np.concatenate(found)
-        there = [kind for kind in range(count) if all((kinds[split] == kind).any() for split in kinds)]
+        least_P = np.min([np.bincount(kinds[split], minlength=count) for split in kinds], 0)
+        there = [kind for kind in range(count) if least_P[kind] >= fewest] or [int(rows.argmax())]
         if len(there) == count:
             return kinds, (opened / rows[:, None]).numpy()
-        if not there:
-            raise ValueError("no kind of rows has both training and validation rows; give more rows, or fewer kinds")
         router.centroids = router.centroids[there]

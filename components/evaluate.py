@@ -17,6 +17,7 @@ from components.models import Opened, opened
 from components.run import Run
 from nascore import plugins
 from nascore.cost import UNITS, Cost
+from nascore.methods import Method
 from nascore.rows import Data, seed_of
 from nascore.tasks import Scores
 
@@ -99,7 +100,7 @@ def compare(
         "leaks": plugins.load("protocols", run.protocol).leaks,
         "headline": headline,
         "verdict": verdict(contenders, rows, paired, headline, headline in task.lower),
-        "kinds": of_kinds(contenders, paired, headline in task.lower, run.method.kinds),
+        "kinds": of_kinds(contenders, paired, headline in task.lower, run.method),
         "rows": rows,
         "paired": paired,
         "models": {
@@ -120,11 +121,12 @@ def compare(
     }
 
 
-def of_kinds(contenders: list[Finalist], paired: list[dict[str, Any]], lower: bool, wanted: int = 1) -> str:
-    """Whether a model for each kind of rows does better than one for all, in a sentence; "" where none was trained."""
-    if wanted > 1 and not any(one.routed for one in contenders) and any(one.strategy == SINGLE for one in contenders):
-        return f"One kind of rows alone has training and validation rows, of {wanted} that were sought."
-    for one in (contender for contender in contenders if contender.routed):
+def of_kinds(contenders: list[Finalist], paired: list[dict[str, Any]], lower: bool, method: Method) -> str:
+    """Whether a model for each kind of rows does better than one for all, a sentence a budget; "" without such."""
+    wanted, routed, told_of = method.kinds, [one for one in contenders if one.routed], []
+    if wanted > 1 and not routed and any(one.strategy == SINGLE for one in contenders):
+        return f"One kind of rows alone has {method.fewest} training and validation rows, of {wanted} that were sought."
+    for one in routed:
         other = next((c for c in contenders if (c.budget, c.strategy) == (one.budget, SINGLE)), None)
         if other is not None:
             pair = next(pair for pair in paired if (pair["a"], pair["b"]) == (one.label, other.label))
@@ -132,11 +134,13 @@ def of_kinds(contenders: list[Finalist], paired: list[dict[str, Any]], lower: bo
             hurts = pair["low"] > 0 if lower else pair["high"] < 0
             told = "helps" if helps else "does not help but hurts" if hurts else "does not help"
             difference = f"{pair['delta']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}], p = {pair['p']:.2g}"
-            return (
-                f"A model for each of {len(one.parts)} kinds of rows {told} here: {pair['metric']} against one model "
-                f"for all {difference}."
+            under = f", {one.budget}" if len({each.budget for each in routed}) > 1 else ""
+            few = f", of {wanted} that were sought," if len(one.parts) < wanted else ""
+            told_of.append(
+                f"A model for each of {len(one.parts)} kinds of rows{few} {told} here{under}: {pair['metric']} against "
+                f"one model for all {difference}."
             )
-    return ""
+    return " ".join(told_of)
 
 
 def _matrices(by_seed: list[Scores]) -> dict[str, Values]:

@@ -86,7 +86,7 @@ def _tuned(run: Run, tuned: Mapping[str, Mapping[str, str]]) -> list[Finalist]:
     for one in derived.get("", []):
         method, parts = run.method.tuned(tuned.get(one["budget"], {})), tuple(map(parse, one["parts"]))
         label = f"{method.label} {one['budget']}, {one['as']}"
-        method = method.wearing(one["wearer"]) if one["wearer"] else method
+        method = method.wearing(one["wearer"], one["gated"]) if one["wearer"] else method
         also = [one["as"]] if one["kept"] else []
         model_id = method.model_id(parts[0], digest, *parts[1:], *also)
         known = (label, "found", method, parts, model_id, one["budget"], one["as"], model_id, one["kept"])
@@ -162,17 +162,25 @@ def of_specs(rivals: Iterable[str], training: Any, like: Method | None = None) -
     """Rivals by their specs; those that are trained by the same kind of settings as ours are given ours.
 
     like: the method whose size and steps those take that gates or weigh vectors, too, unless their spec says otherwise.
+    A dotted name in a spec is a setting of a setting, as in autofield:learner.every=10.
     """
     methods: list[Method] = []
     for spec in rivals:
         name, _, rest = spec.partition(":")
+        parts = [part.partition("=") for part in rest.split(",") if part]
+        inner = {setting: value for setting, sign, value in parts if sign and "." in setting}
         kind = plugins.load("methods", name)
         known = {one.name: one.default for one in fields(kind)}
         shared = {"training": training} if isinstance(known.get("training"), type(training)) else {}
         if like is not None and issubclass(kind, GatedMethod):
-            said = {part.partition("=")[0] for part in rest.split(",")}
+            said = {setting for setting, _, _ in parts}
             shared |= {one: getattr(like, one) for one in LIKE if one in known and one not in said}
-        methods.append(plugins.build("methods", spec, **shared))
+        plain = ",".join("".join(part) for part in parts if part[0] not in inner)
+        method = plugins.build("methods", f"{name}:{plain}", **shared)
+        try:
+            methods.append(method.tuned(inner))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{spec!r}: {error}") from error
     return methods
 
 

@@ -23,9 +23,10 @@ def kinds(told: Told) -> str:
         for place, part in enumerate(known["parts"]):
             many = len(known["parts"]) > 1
             name = f"kind {place + 1}" if many else known["strategy"]
-            parts[f"{name} ({known['budget']})" if len(told.run.budgets) > 1 else name] = part
+            name = f"{name} ({known['budget']})" if len(told.run.budgets) > 1 else name
+            parts[name] = part
             if many:
-                costs.append([f"kind {place + 1}", f"{rows[place]:,}", f"{rows[place] / sum(rows):.1%}", _kept(part)])
+                costs.append([name, f"{rows[place]:,}", f"{rows[place] / sum(rows):.1%}", _kept(part)])
     options = {
         name: len(decision.options) for name, decision in told.run.method.space(told.run.schema).decisions.items()
     }

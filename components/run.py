@@ -30,7 +30,7 @@ from nascore.datasets import DataError, Dataset, OnBadRow
 from nascore.methods import Method, from_json
 from nascore.rows import Data, Mode, Shown
 from nascore.schema import Schema
-from nascore.space import Genotype, Infeasible, Space, key, parse
+from nascore.space import Genotype, Space, key, parse
 
 # Threads that spin while they wait starve other workers. Workers keep freed tensors: the system clears each page anew.
 ENVIRONMENT = {
@@ -253,9 +253,8 @@ class Run:
         """Raise for all that only the prepared data can show to be wrong, such as a budget that leaves no member."""
         for budget in self.budgets:
             space = self.members(budget)
-            if self.method.routes:
-                self.check_one(space)
-            else:
+            self.method.check(self.schema, space)
+            if not self.method.routes:
                 space.sample(Random(budget))
         self.check_given()
         for method in self.methods:
@@ -263,6 +262,7 @@ class Run:
                 fitness.check(method.task(self.schema))
         task = type(self.method.task(self.schema))
         for rival in self.methods[1:]:
+            rival.check(self.schema, rival.space(self.schema))
             if (other := type(rival.task(self.schema))) is not task:
                 raise ValueError(
                     f"--rivals: {rival.name} is trained and judged for {other.__name__}, {self.method.name} for "
@@ -274,16 +274,6 @@ class Run:
             raise ValueError(
                 f"batch {self.method.train.batch} cannot be shared equally by --workers.train {self.workers.train}"
             )
-
-    def check_one(self, space: Space) -> None:
-        """Raise where not even one option of one decision is within a space's limits; few draws would be, either."""
-        ones = [
-            {name: one.options[: name == field] for name, one in space.decisions.items()} for field in space.decisions
-        ]
-        if not any(map(space.allows, ones)):
-            least = min(ones, key=lambda one: max(limit.excess(one) for limit in space.constraints))
-            needs = "; ".join(limit.explain(least) for limit in space.constraints)
-            raise Infeasible(f"not one dimension of any field is within --budgets: the cheapest needs {needs}")
 
     def check_given(self) -> None:
         """Raise for a given genotype that is no member of the space, or of none of the budgets."""

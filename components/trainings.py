@@ -186,12 +186,17 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
 def searched(run: Run, method: Method, of: str) -> Supernet:
     """A method's supernet in a folder of the run, with its weights; settled, where `derive` has settled its gates."""
     supernet = method.supernet(run.schema, method.space(run.schema), run.seeds[0], searching=True)
-    weights, own = run.checkpoint(of).read_tensors("weights.safetensors"), "supernet."
+    weights, own = settled(run, method, of), "supernet."
     supernet.load_state_dict({name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)})
-    folder = run.folder / "derive"
-    if method.routes and folder.exists(ROUTER):
-        supernet.sampler.get_buffer("threshold").copy_(folder.read_tensors(ROUTER)["gates.threshold"])
     return supernet
+
+
+def settled(run: Run, method: Method, of: str) -> State:
+    """The weights of a supernet and its task, with the threshold of its gates where `derive` has settled it."""
+    weights, folder = run.checkpoint(of).read_tensors("weights.safetensors"), run.folder / "derive"
+    if method.routes and folder.exists(ROUTER):
+        weights["supernet.sampler.threshold"] = folder.read_tensors(ROUTER)["gates.threshold"]
+    return weights
 
 
 def kinds(run: Run, split: str) -> NDArray[np.int8]:

@@ -17,6 +17,7 @@ from components.finalists import Finalist, contenders, trained
 from components.folder import Folder
 from components.run import Run
 from components.score import Vocabulary
+from components.trainings import settled
 from components.vocabularies import VOCABULARY, path
 from nascore import metrics
 from nascore.datasets import Dataset, Layout
@@ -137,7 +138,7 @@ def write(run: Run, target: Folder, profile: Any, base: Method) -> dict[str, Any
     for name in prepared.names(f"{VOCABULARY}/*.parquet"):
         copied(prepared, name, target, name)
     if one.kept:
-        copied(run.checkpoint(one.of), "weights.safetensors", target, "weights-0.safetensors")
+        target.write_tensors("weights-0.safetensors", settled(run, one.method, one.of))
     for part in range(0 if one.kept else len(one.parts)):
         copied(run.folder / trained(one, seed, part), "weights.safetensors", target, f"weights-{part}.safetensors")
     if one.routed:

@@ -2,7 +2,8 @@
 
 Every number is a category here, too. A net over a narrower space holds only what it keeps of each table: fields that
 keep equally many dimensions share one matrix, and a perceptron reads what is kept side by side. Any other click net of
-the house can stand behind the gates; what is left out reaches it as zeros, at the cost of full width.
+the house can stand behind the gates; what is left out reaches it as zeros, at the cost of full width, and so do the
+first-order weights of a field of which nothing is kept.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -204,15 +205,23 @@ class GatedNet(Net):
         return self.vectors.tables
 
     def forward(self, x: Inputs, mix: Mix) -> Tensor:
-        x_BK, mask = x["kept"], self.mask(mix)
-        if mask is not None:
-            x_BK = x_BK * mask
-        logit_B1: Tensor
+        mask = self.mask(mix)
+        if mask is not None or not self.tables.full:
+            x = self.without(x, mask)
         if self.behind is not None:
-            logit_B: Tensor = self.behind({**x, "sparse": self.tables.filled(x_BK)}, {})
+            logit_B: Tensor = self.behind({**x, "sparse": self.tables.filled(x["kept"])}, {})
             return logit_B
-        logit_B1 = self.rest(self.first(x_BK))
+        logit_B1: Tensor = self.rest(self.first(x["kept"]))
         return logit_B1.squeeze(1)
+
+    def without(self, x: Inputs, mask: Tensor | None) -> Inputs:
+        """Look-ups times what multiplies them, (K,) or (B, K); first-order weights times the most of their field."""
+        x = x if mask is None else {**x, "kept": x["kept"] * mask}
+        if "weights" in x:
+            width = x["kept"].shape[1]
+            open_BK = x["kept"].new_ones(1, width) if mask is None else mask.view(-1, width)
+            x = {**x, "weights": x["weights"] * self.tables.filled(open_BK).amax(2, keepdim=True)}
+        return x
 
     def mask(self, mix: Mix) -> Tensor | None:
         """What multiplies the kept dimensions, (K,) or (B, K); None for ones."""

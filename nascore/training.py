@@ -289,9 +289,13 @@ def load(supernet: Supernet, task: Task, weights: Mapping[str, Tensor]) -> None:
 
 @dataclass
 class Stopping:
-    """Early stopping, one telling an epoch: keeps the best value and its weights, says when patience has run out."""
+    """Early stopping, one telling an epoch: keeps the best value and its weights, says when patience has run out.
+
+    before: epochs at the beginning that do not count, as a part of the model does not act yet.
+    """
 
     patience: int
+    before: int = 0
     best: float = -inf
     best_epoch: int = 0
     epochs: int = 0
@@ -299,14 +303,14 @@ class Stopping:
     def better(self, value: float) -> bool:
         """Take note of an epoch's value; whether it is the best so far. NaN never is."""
         self.epochs += 1
-        if value > self.best:
+        if self.epochs > self.before and value > self.best:
             self.best, self.best_epoch = value, self.epochs
             return True
         return False
 
     @property
     def over(self) -> bool:
-        return bool(self.patience) and self.epochs - self.best_epoch >= self.patience
+        return bool(self.patience) and self.epochs - max(self.best_epoch, self.before) >= self.patience
 
 
 @dataclass(frozen=True)
@@ -337,14 +341,15 @@ def train(
         net.solve(fit.data)
         net.eval()
         return Outcome(fit.weights(), judge(fit.supernet.steadily), 0, 0, ())
-    stopping, best, curve = Stopping(plan.patience), dict[str, Tensor](), list[tuple[float, float]]()
+    steps = fit.data.steps_per_epoch(plan.batch)
+    before = fit.learning.after // steps if fit.learning else 0
+    stopping, best, curve = Stopping(plan.patience, before), dict[str, Tensor](), list[tuple[float, float]]()
     if saved is not None:
         fit.restore({name: value for name, value in saved.items() if not name.startswith(("best.", "curve"))})
         best = {name.removeprefix("best."): value for name, value in saved.items() if name.startswith("best.")}
         for loss, value in saved["curve"].tolist():
             curve.append((loss, value))
             stopping.better(value)
-    steps = fit.data.steps_per_epoch(plan.batch)
     while stopping.epochs < plan.epochs and not stopping.over:
         loss = fit.advance(steps)
         fit.supernet.eval()

@@ -268,7 +268,7 @@ def test_a_lesson_is_a_step_of_adam_on_validation_rows(clicks: Run, kind: Any) -
 def worn(behind: str, scope: Any = "sample") -> tuple[Worn, Supernet, Any]:
     """A method that wears gates, the supernet that learned them, and the net that has begun with them."""
     gates = IHAS(**SMALL, pretrained=2, scope=scope, learner=LEARNER)
-    method, source = gates.wearing(behind), gates.supernet(SCHEMA, gates.space(SCHEMA), 0)
+    method, source = gates.wearing(behind, True), gates.supernet(SCHEMA, gates.space(SCHEMA), 0)
     assert isinstance(method, Worn)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -304,7 +304,10 @@ def test_a_net_wears_the_gates_that_were_found_and_no_others(behind: str, scope:
         found = net.only()(batch)
         for row in range(12):
             bare.load_state_dict(net.own.state_dict())
-            bare.tables.group(WIDTH).weight[places(batch)[row]] *= torch.from_numpy(mask[row].reshape(3, WIDTH))
+            open_ND = torch.from_numpy(mask[row].reshape(3, WIDTH))
+            bare.tables.group(WIDTH).weight[places(batch)[row]] *= open_ND
+            if hasattr(bare.behind, "wide"):
+                bare.behind.wide.tables.weight[places(batch)[row]] *= open_ND.any(1, keepdim=True)
             torch.testing.assert_close(bare.only()(batch.take(torch.tensor([row])))[0], found[row])
         own = {name: one.data_ptr() for name, one in net.own.named_parameters()}
         assert not {one.data_ptr() for one in net.router.parameters()} & {*own.values()}, "tables of its own"

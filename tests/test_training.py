@@ -200,6 +200,10 @@ def test_stopping_counts_epochs_without_a_better_value() -> None:
         assert not stopping.over, place
         assert stopping.better(value) == better
     assert stopping.over and (stopping.best, stopping.best_epoch, stopping.epochs) == (0.4, 4, 6)
+    late = Stopping(2, before=3)
+    told = [(0.9, False), (0.8, False), (0.7, False), (0.1, True), (0.05, False), (0.1, False)]
+    assert [(value, late.better(value)) for value, _ in told if not late.over] == told
+    assert late.over and (late.best, late.best_epoch) == (0.1, 4)
     endless = Stopping(0)
     assert not any(endless.better(math.nan) or endless.over for _ in range(50))
 

@@ -40,13 +40,14 @@ class Derived:
     """What a method decided by itself. parts: one member of its space for each kind of rows, or one for all.
 
     kept: whether it is the supernet as it is, not trained anew. wearer: the spec of another method, whose models use
-    what the supernet learned, see `Method.wearing`.
+    what the supernet learned, see `Method.wearing`. gated: whether they do, or are trained alike without it.
     """
 
     name: str
     parts: tuple[Genotype, ...]
     kept: bool = False
     wearer: str = ""
+    gated: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +160,17 @@ class Method(metaclass=ABCMeta):
         """What tables and pictures call it."""
         return type(self).__name__
 
+    def check(self, schema: Schema, space: Space) -> None:  # noqa: B027
+        """Raise where the method can do nothing on these data within a space."""
+
     @property
     def kinds(self) -> int:
         """How many kinds of rows it tells apart."""
+        return 1
+
+    @property
+    def fewest(self) -> int:
+        """Training rows, and validation rows, that a kind has at least."""
         return 1
 
     def router(self, supernet: Supernet, kinds: int) -> Router:
@@ -172,8 +181,8 @@ class Method(metaclass=ABCMeta):
         """What is to be trained and compared, given the share of each kind's rows that keep each option of `space`."""
         raise TypeError(f"{self.name} tells no kinds of rows apart")
 
-    def wearing(self, spec: str) -> "Method":
-        """The method by which another model is trained with what our supernet learned."""
+    def wearing(self, spec: str, gated: bool) -> "Method":
+        """The method by which another model is trained with what our supernet learned, or alike but without that."""
         raise TypeError(f"{self.name} has nothing that {spec} could use")
 
     def decide(self, supernet: Supernet, task: Task, train: Data, valid: Data) -> Genotype:

@@ -97,6 +97,17 @@ class AdaFS(GatedMethod):
         bounded(self, hidden=1, pretrained=0)
         self.share_of("share")
 
+    def check(self, schema: Schema, space: Space) -> None:
+        """Raise where no epoch ends behind the controller's first lesson."""
+        plan, rows = self.retrain, schema.rows["train"]
+        steps = plan.epochs * max(1, rows // plan.batch)
+        if steps <= self.learning.after:
+            raise ValueError(
+                f"AdaFS: the controller begins after {self.learning.after:,} steps, but {plan.epochs} epochs of "
+                f"{rows:,} rows are {steps:,}: lower pretrained, as in --rivals '[\"adafs:pretrained={steps // 5}\"]', "
+                "or raise --method.training.epochs"
+            )
+
     @property
     def label(self) -> str:
         return f"AdaFS, {self.kind}"

@@ -12,6 +12,7 @@ bins of means of three. The paper's perceptron is the default; it does not tell 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,11 +62,13 @@ class IHAS(GatedMethod):
         polarization: Weight of the mean distance from it, which they are to raise; iHAS-3 has 0.
         scope: From what the threshold of settled gates is sought: each row (sample), many rows (batch), or none: 1/2.
         clusters: Kinds of rows.
+        fewest: Training rows, and validation rows, that a kind must have; rows of smaller ones go to the nearest other.
         majority: The share of a kind's rows that must keep a dimension.
         models: What is tested: clusters, a model for each kind; single, one for all rows (iHAS-2); open, one that keeps
             all dimensions (Base); gates, the supernet itself with settled gates (iHAS-1). The latter two only where a
             budget allows all dimensions.
-        wearers: Other click nets to train, each behind the settled gates of every row (Table 3).
+        wearers: Other click nets to train, each behind the settled gates of every row and without (Table 3), where a
+            budget allows all dimensions.
         inherit: Whether what is cut out keeps its weights when it is trained alone.
         learner: How the gates are learned.
     """
@@ -79,6 +82,7 @@ class IHAS(GatedMethod):
     polarization: float = 0.1
     scope: Scope = "sample"
     clusters: int = 2
+    fewest: int = 100
     majority: float = 0.5
     models: tuple[Kind, ...] = ("clusters", "single")
     wearers: tuple[str, ...] = ()
@@ -98,9 +102,11 @@ class IHAS(GatedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bounded(self, pretrained=0, sparsity=0, polarization=0, clusters=1, majority=0)
+        bounded(self, pretrained=0, sparsity=0, polarization=0, clusters=1, fewest=1, majority=0)
         if not self.models or len({*self.models}) < len(self.models):
             raise ValueError(f"IHAS: models must name one or more, each once, not {list(self.models)}")
+        if not all(self.wearers) or len({*self.wearers}) < len(self.wearers):
+            raise ValueError(f"IHAS: wearers are click nets, each once, not {list(self.wearers)}")
         if self.learning.lessons(self.steps) < 1:
             raise ValueError(
                 f"IHAS: no lesson is due within {self.steps} steps, {self.pretrained} of them with all gates open"
@@ -165,27 +171,43 @@ class IHAS(GatedMethod):
     def router(self, supernet: Supernet, kinds: int) -> Router:
         return Router(supernet, kinds)
 
+    def check(self, schema: Schema, space: Space) -> None:
+        """Few draws keep a budget that what is derived keeps, so the least that it may be is looked at."""
+        if not {*self.models} & {"clusters", "single"} and not space.allows(whole := everything(space)):
+            raise Infeasible(
+                f"all of --method.models keep all dimensions, more than the budget allows: {why(space, whole)}"
+            )
+        ones = [
+            {name: one.options[: name == field] for name, one in space.decisions.items()} for field in space.decisions
+        ]
+        if not any(map(space.allows, ones)):
+            least = min(ones, key=lambda one: max(limit.excess(one) for limit in space.constraints))
+            raise Infeasible(
+                f"not one dimension of any field is within --budgets: the cheapest needs {why(space, least)}"
+            )
+
     def derive(self, space: Space, open_PG: NDArray[np.float64], row_P: NDArray[np.int64]) -> list[Derived]:
-        whole = {name: decision.options for name, decision in space.decisions.items()}
-        derived = dict[str, Derived]()
+        whole, derived = everything(space), dict[str, Derived]()
         for kind in self.models:
             if kind == "clusters" and len(open_PG) > 1:
-                derived[kind] = Derived(kind, tuple(self.kept(space, open_G) for open_G in open_PG))
+                told = [f"the {rows:,} training rows of kind {place + 1}" for place, rows in enumerate(row_P)]
+                derived[kind] = Derived(kind, tuple(map(partial(self.kept, space), open_PG, told)))
             elif kind in ("clusters", "single") and "single" not in derived:
                 derived["single"] = Derived("single", (self.kept(space, row_P @ open_PG / row_P.sum()),))
             elif kind in ("open", "gates") and space.allows(whole):
                 derived[kind] = Derived(kind, (whole,), kept=kind == "gates")
-        if not derived:
-            needs = "; ".join(one.explain(whole) for one in space.constraints)
-            raise Infeasible(f"all of --method.models keep all dimensions, more than the budget allows: {needs}")
-        worn = (Derived(f"gates on {spec}", ({},), wearer=spec) for spec in self.wearers)
-        return [*derived.values(), *worn]
+        for spec in self.wearers if space.allows(whole) else ():
+            derived[spec] = Derived(f"gates on {spec}", ({},), wearer=spec)
+            derived[f"bare {spec}"] = Derived(f"{spec} without gates", (whole,), wearer=spec, gated=False)
+        return [*derived.values()]
 
-    def wearing(self, spec: str) -> Method:
+    def wearing(self, spec: str, gated: bool) -> Method:
+        if not gated:
+            return replace(self, behind=spec, inherit=False)
         method: Method = plugins.build("methods", "worn", gates=self, behind=spec, training=self.training)
         return method
 
-    def kept(self, space: Space, open_G: NDArray[np.float64]) -> Genotype:
+    def kept(self, space: Space, open_G: NDArray[np.float64], of: str = "all training rows") -> Genotype:
         """The options that a majority of rows keeps; within a budget, of as large a majority as that takes."""
         genotype: dict[str, tuple[str, ...]] = {}
         for share in sorted({self.majority, *open_G[open_G > self.majority].tolist()}):
@@ -200,14 +222,24 @@ class IHAS(GatedMethod):
                 return genotype
         if share == self.majority and not any(genotype.values()):
             raise Infeasible(
-                f"no dimension is kept by {share:.2f} of a kind's rows: lower --method.sparsity or --method.majority, "
-                "or train the supernet for longer"
+                f"no dimension is kept by {share:.2f} of {of}: lower --method.sparsity, --method.majority or "
+                "--method.clusters, or train the supernet for longer"
             )
-        needs = "; ".join(one.explain(least if not any(genotype.values()) else genotype) for one in space.constraints)
+        needs = why(space, genotype if any(genotype.values()) else least)
         raise Infeasible(
-            f"even what the most of a kind's rows keep needs more than the budget allows: {needs}; raise it, or lower "
+            f"even what the most of {of} keep needs more than the budget allows: {needs}; raise it, or lower "
             "--method.sparsity"
         )
+
+
+def everything(space: Space) -> Genotype:
+    """The genotype that keeps all dimensions."""
+    return {name: one.options for name, one in space.decisions.items()}
+
+
+def why(space: Space, genotype: Genotype) -> str:
+    """What a genotype needs of each limit of a space."""
+    return "; ".join(one.explain(genotype) for one in space.constraints)
 
 
 def worn(spec: str, embedding: int, training: ClickTraining) -> ClickBaseline | None:

@@ -34,7 +34,7 @@ class _Worn(Net):
         x = self.own.embed(batch)
         with torch.no_grad():
             _, open_BG = self.router.masked(batch)
-        return {**x, "kept": x["kept"] * open_BG}
+        return self.own.without(x, open_BG)
 
     def forward(self, x: Inputs, mix: Mix) -> Tensor:
         logit_B: Tensor = self.own(x, {})

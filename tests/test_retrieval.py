@@ -14,7 +14,7 @@ from components.run import Run
 from nascore.rows import Data
 from nascore.schema import Batch
 from nascore.tasks import Scores, retrieval
-from nascore.tasks.retrieval import Retrieval, best, encode_items
+from nascore.tasks.retrieval import Retrieval, encode_items, hits
 
 Prepared = Callable[..., Run]
 
@@ -240,11 +240,26 @@ def test_means_leave_cold_units_apart() -> None:
 
 
 @pytest.mark.parametrize("items, depth", [(500, 20), (403, 100), (101, 100), (4000, 7)])
-def test_of_equal_scores_the_first_is_the_best(items: int, depth: int) -> None:
+def test_of_equal_scores_the_relevant_come_last(items: int, depth: int) -> None:
     generator = torch.Generator().manual_seed(items)
     score = torch.randn(30, items, generator=generator).mul(4).round()  # some -0.0, which equals 0.0
     score[:, ::3] = -torch.inf
-    golden = torch.sort(score, dim=1, descending=True, stable=True).indices[:, :depth]
-    assert torch.equal(best(score, depth), golden)
+    score[1] = torch.nan
+    flag = torch.rand(30, items, generator=generator) < 0.3
+    golden = []
+    for row, own in zip(score.tolist(), flag.tolist(), strict=True):
+        order = sorted(range(items), key=lambda item: (own[item] if math.isnan(row[item]) else -row[item], own[item]))
+        golden.append([own[item] for item in order[:depth]])
+    assert hits(score.clone(), flag.nonzero(as_tuple=True), depth).tolist() == golden
     fine = torch.randn(30, items, generator=generator)
-    assert torch.equal(best(fine, depth), fine.topk(depth, dim=1).indices)
+    ranked = flag.gather(1, fine.topk(depth, dim=1).indices)
+    assert torch.equal(hits(fine, flag.nonzero(as_tuple=True), depth), ranked)
+
+
+def test_a_model_that_tells_no_items_apart_finds_none(prepared: Prepared) -> None:
+    data = prepared().rows("test")
+    task, users = Retrieval(data.schema.items, 64, ks=(1, 2)), len(data.ranked_users()[0])
+    for value in (0.0, 1.0, math.nan):
+        item = torch.full((data.schema.items, 2), value)
+        found = task.rank(lambda part: torch.ones(users, 2)[part], item, data)
+        assert not found.values["hit@2"].any()

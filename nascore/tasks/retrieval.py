@@ -17,7 +17,7 @@ from nascore.schema import Batch, Column, Schema
 from nascore.tasks import Model, Scores, Task
 
 Output = Mapping[str, Tensor]
-PLACES = (1 << 32) - 1  # the low half of a whole number
+SIGNLESS = (1 << 31) - 1  # all bits of an int32 but the first
 CELLS = 1 << 20  # preferences ranked at a time: what a CPU's cache holds; an accelerator takes 16 times as many
 
 
@@ -138,7 +138,7 @@ class Retrieval(Task):
 
         user_of: the vectors, (b, O) or (b, K, O), of a slice of `data.ranked_users()`. A user's relevant items are its
         distinct items in the split that are candidates. Under the protocol `authors` they are all its events there, and
-        NDCG is relative to what was retrieved, as in AutoTower's public code.
+        NDCG is relative to what was retrieved, as in AutoTower's public code. Equal scores count as higher ones.
         """
         users, _ = data.ranked_users()
         authors = data.schema.protocol == "authors"
@@ -154,12 +154,12 @@ class Retrieval(Task):
             score_BI = preferences(user_of(part), item_IO)
             score_BI[:, 0] = -torch.inf
             score_BI[seen] = -torch.inf
-            relevant_BI = torch.zeros_like(score_BI, dtype=torch.bool)
-            relevant_BI[data.relevant.gather(chosen)] = True
+            relevant_BI, place_N = torch.zeros_like(score_BI, dtype=torch.bool), data.relevant.gather(chosen)
+            relevant_BI[place_N] = True
             relevant_BI[seen] = False
             relevant_B = data.relevant.counts(chosen) if authors else relevant_BI.sum(1, dtype=torch.int32)
-            best_BK = best(score_BI, depth)
-            hits_BK = relevant_BI.gather(1, best_BK)
+            open_N = relevant_BI[place_N]
+            hits_BK = hits(score_BI, [each_N[open_N] for each_N in place_N], depth)
             kept.append(relevant_B > 0)
             for name, value in self._metrics(hits_BK, relevant_B.clamp(min=1), authors).items():
                 columns.setdefault(name, []).append(value)
@@ -199,21 +199,27 @@ def preferences(user_BO: Tensor, item_IO: Tensor) -> Tensor:
     return best_BI
 
 
-def best(score_BI: Tensor, depth: int) -> Tensor:
-    """The places of the `depth` highest scores of each row, best first; of equals the first. Shape (B, depth).
+def hits(score_BI: Tensor, relevant: Sequence[Tensor], depth: int) -> Tensor:
+    """Whether the candidate at each of the first ranks is relevant, best scores first. Shape (B, depth).
 
-    A score in single precision and its place make one whole number, so ties are broken alike on every machine; numpy
-    partitions such numbers several times as fast as torch finds the best of floats on a CPU.
+    relevant: [row, item] of those that are, once or more. Of equal scores they come last, and they do with scores that
+    are not a number.
+
+    A score in single precision and whether it is relevant make one whole number. On a CPU numpy partitions such numbers
+    several times as fast as torch finds the best of floats.
     """
+    relevant = tuple(relevant)
+    own_N = score_BI[relevant].nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    score_BI.nan_to_num_(torch.inf, torch.inf, -torch.inf)[relevant] = own_N
     bits_BI = (0.0 - score_BI.float()).view(torch.int32)
-    bits_BI ^= (bits_BI >> 31) & PLACES >> 1
+    bits_BI ^= (bits_BI >> 31) & SIGNLESS
     key_BI = bits_BI.long()
-    key_BI <<= 32
-    key_BI |= torch.arange(score_BI.shape[1], device=score_BI.device)
+    key_BI <<= 1
+    key_BI[relevant] |= 1
     if key_BI.device.type != "cpu":
-        return key_BI.topk(depth, dim=1, largest=False).values & PLACES
+        return key_BI.topk(depth, dim=1, largest=False).values % 2 == 1
     key_BI.numpy().partition(depth - 1, axis=1)
-    return key_BI[:, :depth].sort(dim=1).values & PLACES
+    return torch.from_numpy(np.sort(key_BI[:, :depth].numpy(), axis=1) % 2 == 1)
 
 
 def encode_items(model: Model, data: Data, block: int = 8192) -> Tensor:

@@ -171,10 +171,10 @@ def tables(run: Run, repeats: int, again: int, tell: Callable[[str], Any] = lamb
         anew = [f"{cost['again']:.3g}", f"{cost['again'] / first['again']:.2f}"] if again else []
         lines.append((one.label, *taken, *held, *sizes, *anew))
         search, own = training(run, one)
-        used = cost["wall"] * MILLIONS * 1e6 / cost["rows"]
+        used = cost["cpu"] * MILLIONS * 1e6 / cost["rows"]
         whole = search + own + used
         spent.append(
-            (one.label, f"{search:,.0f}", f"{own:,.0f}", f"{cost['wall']:.3g}", f"{used:,.0f}", f"{whole:,.0f}")
+            (one.label, f"{search:,.0f}", f"{own:,.0f}", f"{cost['cpu']:.3g}", f"{used:,.0f}", f"{whole:,.0f}")
         )
     head = (*HEAD, *(("CPU s, encoded anew", "ratio") if again else ()))
     notes = [
@@ -182,7 +182,14 @@ def tables(run: Run, repeats: int, again: int, tell: Callable[[str], Any] = lamb
     ]
     if not all(cost["reset"] for cost in costs):
         notes.append("The system kept the peak of the whole process: memory counts what loading took, too.")
-    costs_head = ("", "supernet, search, s", "retraining, s", "test split, s", f"{MILLIONS} M rows, s", "together, s")
+    costs_head = (
+        "",
+        "supernet, search, s",
+        "retraining, s",
+        "test split, CPU s",
+        f"{MILLIONS} M rows, CPU s",
+        "together, s",
+    )
     return "\n\n".join([table(head, lines), " ".join(notes), table(costs_head, spent)])
 
 

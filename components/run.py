@@ -257,7 +257,9 @@ class Run:
             if not self.method.routes:
                 space.sample(Random(budget))
         self.check_given()
+        self.method.sampler(self.method.space(self.schema), 0)
         for method in self.methods:
+            method.price(self.schema)  # builds its net, of no weights
             for fitness in (method.fitness, method.stop):
                 fitness.check(method.task(self.schema))
         task = type(self.method.task(self.schema))

@@ -191,8 +191,12 @@ def unsearched(run: Run, budget: str) -> Mapping[str, Genotype]:
     space = run.members(budget)
     earlier = [run.members(other) for other in run.budgets[: run.budgets.index(budget)]]
     named: dict[str, Genotype] = {}
-    if run.method.learning:
-        sampler = run.method.sampler(run.method.space(run.schema), run.seeds[0])
+    whole = run.method.space(run.schema)
+    if run.method.learning and whole.size() == 1:
+        (only,) = whole.members()
+        named |= {"only": only} if only in space else {}
+    elif run.method.learning:
+        sampler = run.method.sampler(whole, run.seeds[0])
         weights = run.checkpoint().read_tensors("weights.safetensors")
         sampler.load_state_dict({name: weights[f"supernet.sampler.{name}"] for name in sampler.state_dict()})
         decided = sampler.decide(space)

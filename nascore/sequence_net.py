@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -214,8 +214,12 @@ class Training:
     def _rows(self, batch: int) -> int:
         return max(1, batch // self.length) if self.every else batch
 
-    def check(self, name: str, attention: Kind, mask: Mask) -> None:
-        """Raise where every event of a past would be learned by a model that sees the events behind it."""
+    def check(self, method: Any, attention: Kind = "softmax", mask: Mask = "none") -> None:
+        """Raise where every event of a past would be learned by a model that sees those behind it, or all dropped."""
+        name = type(method).__name__
+        for setting in ("dropout", "attention_dropout"):
+            if getattr(method, setting, 0) >= 1:
+                raise ValueError(f"{name}: {setting} is a share below 1, not {getattr(method, setting)}")
         if self.every and attention == "linear" and mask != "causal":
             raise ValueError(
                 f"{name}: training.targets=all lets each event be learned from those before it alone: linear attention "

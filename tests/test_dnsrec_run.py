@@ -19,7 +19,10 @@ from components.trainings import Job, continue_training, searched, train_alone
 from components.workers import open_scorer
 from nascore.dnsrec_net import DEPTH, WIDTH, DNSRecNet
 from nascore.methods.dnsrec import DNSRec
+from nascore.methods.gru4rec import GRU4Rec
+from nascore.methods.sasrec import SASRec
 from nascore.space import Genotype, key, parse
+from nascore.tasks.next_item import NextItem
 from nascore.training import Learning
 from pipelines.dnsrec import dnsrec
 from tests.commands import SMALL, finish, read, report
@@ -112,6 +115,68 @@ def test_what_is_learned_is_logged(run_of: RunWith) -> None:
         assert points[-1][f"entropy/{decision}"] < log(len(options)) - 1e-4
     logits = trained(run)["supernet.sampler.logits"].double()
     assert points[-1]["share/width/6x4"] == pytest.approx(logits[:3].softmax(0)[1].item(), rel=1e-6)
+
+
+def test_a_space_of_one_member_is_trained_and_found(run_of: RunWith) -> None:
+    run = run_of(replace(METHOD, ratios=(0.0,), layers=1, steps=2))
+    continue_training(run)
+    ((name, genotype),) = unsearched(run, run.budgets[0]).items()
+    assert name == "only" and genotype in run.method.space(run.schema)
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        ({"mask": "causal", "keys": "column"}, "keys"),
+        ({"coldest": 0.0}, "coldest"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_a_stage_runs(run_of: RunWith, changes: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        run_of(replace(METHOD, **changes)).check_prepared()
+
+
+def test_a_rival_that_cannot_be_built_is_refused_before_a_stage_runs(run_of: RunWith) -> None:
+    run = run_of(METHOD)
+    with pytest.raises(ValueError, match="heads"):
+        replace(run, methods=(METHOD, SASRec(hidden=10, heads=4))).check_prepared()
+
+
+@pytest.mark.parametrize("kind", [DNSRec, SASRec, GRU4Rec])
+def test_not_all_is_dropped(kind: Any) -> None:
+    with pytest.raises(ValueError, match="dropout is a share below 1, not 1.5"):
+        kind(dropout=1.5)
+
+
+def test_each_ranking_is_asked_for_once() -> None:
+    with pytest.raises(ValueError, match="one ranking or more, each once, of: full, full_unseen"):
+        NextItem(rankings=("full", "full"))
+
+
+@pytest.mark.parametrize("constraint", ["paper", "cumulative"])
+def test_a_first_layer_without_gates_costs_less(run_of: RunWith, constraint: Any) -> None:
+    """Eq. 12 with each layer's own resources, so that the shares of depths get a gradient."""
+    method = replace(METHOD, gated_from=2, layers=3, constraint=constraint, unit="millions")
+    schema = run_of(METHOD).schema
+    net, sampler = method.net(schema, method.space(schema)), method.sampler(method.space(schema), 0)
+    assert isinstance(net, DNSRecNet)
+    mix, penalty = sampler.relaxed(None, 0), method.penalty(net, {})
+    assert penalty is not None
+    p, q = (torch.as_tensor(mix[name]).tolist() for name in (WIDTH, DEPTH))
+    cost = [sum(one * float(net.layer_cost(n, k).macs) for one, n in zip(p, TIMES, strict=True)) for k in (1, 2, 3)]
+    assert cost[0] < 0.9 * cost[1] == pytest.approx(0.9 * cost[2])
+    likeliest = sampler.split(sampler.logits)[DEPTH].argmax().item() + 1  # type: ignore[operator]
+    golden = sum(one * own for one, own in zip(q, cost, strict=True)) * likeliest / 3
+    if constraint == "cumulative":
+        golden = sum(one * sum(cost[:depth]) for depth, one in enumerate(q, 1))
+    found = penalty(mix, sampler)
+    assert found.item() == pytest.approx(method.tradeoff * golden / 1e6, rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, [sampler.logits])  # type: ignore[list-item]
+    assert sampler.split(gradient)[DEPTH].any()  # type: ignore[operator]
+    names = [*TIMES, *(f"{name} without gates" for name in TIMES)]
+    assert sorted(net.seconds()) == sorted(names) and replace(method, resource="seconds").penalty(
+        net, dict.fromkeys(names, 1e-6)
+    )
 
 
 def test_seconds_are_measured_once_a_run(run_of: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:

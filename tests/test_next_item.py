@@ -145,7 +145,7 @@ def test_metrics_are_named_by_their_ranking_but_for_the_first() -> None:
     wrong: tuple[tuple[Any, Any, str], ...] = (
         ("hinge", ("full",), "'hinge' is none of: softmax, bce, bpr"),
         ("bce", ("full", "most"), "'most' is none of: full, full_unseen, pop100_fixed"),
-        ("bce", (), "by one ranking or more: full, full_unseen"),
+        ("bce", (), "by one ranking or more, each once, of: full, full_unseen"),
     )
     for loss, rankings, why in wrong:
         with pytest.raises(ValueError, match=why):

@@ -64,7 +64,8 @@ class DNSRec(Method):
         coldest: The temperature that it ends at.
         tradeoff: Weight of the resource constraint, lambda.
         constraint: paper, eq. 12 as printed, where the depth counts by its likeliest choice of the moment alone and
-            gets no gradient; or cumulative, the expected resources of the layers up to each depth.
+            gets no gradient but where the first layer costs less; or cumulative, the expected resources of the layers
+            up to each depth.
         resource: What is constrained: macs or params of a layer, or the seconds it takes on the machine that trains.
         unit: What one is: largest, the widest candidate's layer; or millions (of seconds: microseconds).
         learning: How the decisions are learned.
@@ -122,11 +123,18 @@ class DNSRec(Method):
                     f"DNSRec: {self.heads} heads cannot share a hidden width of {hidden}, which ratios leave of "
                     f"{self.hidden}; all of {sorted(one for one, _ in self.widths.values())} must be multiples of heads"
                 )
-        self.training.check("DNSRec", self.attention, self.mask)
+        self.training.check(self, self.attention, self.mask)
 
     @property
     def label(self) -> str:
-        return "DNS-Rec"
+        """That of what learns the paths: its rivals on the same space go by their own names."""
+        rivals = {
+            "darts": "DARTS",
+            "proxyless": "ProxylessNAS",
+            "recnas": "RecNAS (approximation)",
+            "uniform": "One-shot",
+        }
+        return rivals.get(self.paths, "DNS-Rec")
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
@@ -185,7 +193,7 @@ class DNSRec(Method):
     # The resource constraint
 
     def measure(self, net: Net) -> dict[str, float]:
-        """The seconds of each candidate's layer a past, the median of a few, where they are constrained."""
+        """The seconds of each candidate's layer a past, where they are constrained."""
         assert isinstance(net, DNSRecNet)
         return net.seconds() if self.resource == "seconds" else {}
 
@@ -194,20 +202,25 @@ class DNSRec(Method):
         assert isinstance(net, DNSRecNet)
         if not self.tradeoff or self.paths == "darts":
             return None
-        prices = {name: float(getattr(net.layer_cost(name), self.resource, 0)) for name in self.widths}
-        known = measured if self.resource == "seconds" else prices
-        scale = 1 / max(known.values()) if self.unit == "largest" else 1e6 if self.resource == "seconds" else 1e-6
-        device = net.events.positions.device
-        price_M = torch.tensor([known[name] * scale for name in self.widths], device=device)
-        depth_L = torch.arange(1, self.layers + 1, dtype=price_M.dtype, device=device)
+
+        def price(name: str, number: int) -> float:
+            if self.resource == "seconds":
+                return measured[net.kind(name, number)]
+            return float(getattr(net.layer_cost(name, number), self.resource))
+
+        known = [[price(name, number) for name in self.widths] for number in range(1, self.layers + 1)]
+        scale = 1 / max(map(max, known)) if self.unit == "largest" else 1e6 if self.resource == "seconds" else 1e-6
+        device, alike = net.events.positions.device, known[0] == known[-1]
+        price_LM = torch.tensor(known, device=device) * scale
 
         def penalty(mix: Mix, sampler: Sampler) -> Tensor:
             assert isinstance(sampler, Logits)
             width_M, share_L = (torch.as_tensor(mix[name], device=device) for name in (WIDTH, DEPTH))
-            layer = (width_M * price_M).sum()
+            layer_L = price_LM @ width_M.to(price_LM.dtype)
             if self.constraint == "cumulative":
-                return self.tradeoff * layer * (share_L * depth_L).sum()
+                return self.tradeoff * (share_L * layer_L.cumsum(0)).sum()
             likeliest = sampler.split(sampler.logits)[DEPTH].argmax() + 1
+            layer = layer_L[0] if alike else (share_L * layer_L).sum()
             return self.tradeoff * layer * likeliest / self.layers
 
         return penalty

@@ -61,6 +61,7 @@ class GRU4Rec(SequenceBaseline):
 
     def __post_init__(self) -> None:
         bounded(self, layers=1, hidden=1, embedding=1, dropout=0)
+        self.training.check(self)
 
     def net(self, schema: Schema, space: Space) -> Net:
         return _GRU4RecNet(self, schema, space)

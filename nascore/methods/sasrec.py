@@ -73,7 +73,7 @@ class SASRec(SequenceBaseline):
 
     def __post_init__(self) -> None:
         bounded(self, layers=1, heads=1, hidden=1, inner=1, dropout=0, attention_dropout=0)
-        self.training.check(type(self).__name__, self.attention, self.mask)
+        self.training.check(self, self.attention, self.mask)
 
     @property
     def label(self) -> str:

@@ -55,8 +55,9 @@ class NextItem(Task):
         for value, known in ((loss_kind, Loss), *((ranking, Ranking) for ranking in rankings)):
             if value not in get_args(known):
                 raise ValueError(f"{value!r} is none of: {', '.join(get_args(known))}")
-        if not rankings:
-            raise ValueError("next items are judged by one ranking or more: " + ", ".join(get_args(Ranking)))
+        if not rankings or len({*rankings}) < len(rankings):
+            names = ", ".join(get_args(Ranking))
+            raise ValueError(f"next items are judged by one ranking or more, each once, of: {names}; not {[*rankings]}")
         self.loss_kind, self.rankings, self.ks = loss_kind, rankings, ks
         self.headline = _named("ndcg@10" if 10 in ks else f"ndcg@{ks[0]}", rankings[0], rankings)
         self.drawn: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}

@@ -15,6 +15,7 @@ from datetime import date, timedelta
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -84,14 +85,13 @@ def _staged(run: Run, stage: str) -> None:
         with run.stage(stage, resumes=True) as folder:
             folder.write_json("candidates.json", {"": derive.ours(run)})
     elif stage == "retrain":
-        usual = retrain.train_all
-        retrain.train_all = lambda run, stage, jobs: [train_alone(run, job) for job in jobs]
-        try:
+        with patch.object(retrain, "train_all", lambda run, stage, jobs: [train_alone(run, job) for job in jobs]):
             retrain.main(run)
-        finally:
-            retrain.train_all = usual
+    elif stage == "evaluate":
+        with patch.object(evaluate, "test_all", lambda run, models: [evaluate.tested(run, one) for one in models]):
+            evaluate.main(run)
     else:
-        {"prepare": prepare, "evaluate": evaluate, "report": report}[stage].main(run)
+        {"prepare": prepare, "report": report}[stage].main(run)
 
 
 def nights(raw: str, window: int) -> list[str]:

@@ -1,20 +1,24 @@
 """The only reader of the test split: found models and rivals, once each, with intervals and paired comparisons.
 
+Models are measured on the cluster, on CPUs, a worker each; what a worker holds is one model and the test split.
 Intervals resample units (users, or rows) and seeds together; a paired comparison resamples units, whose values are
 means over seeds, and gives the p-value of the paired t-test.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
 from components.finalists import Finalist, contenders, decided
 from components.models import Opened, opened
+from components.progress import News, Teller, watching
 from components.run import Run
+from components.workers import RESTARTS, fits, granted, settle
 from nascore import plugins
 from nascore.cost import UNITS, Cost
 from nascore.methods import Method
@@ -24,23 +28,57 @@ from nascore.tasks import Scores
 RESAMPLES = 2_000
 SINGLE = "single"
 Values = NDArray[np.float64]
+Tested = tuple[list[Scores], Cost]
 
 
 def main(run: Run) -> None:
     """Write `units.parquet` and `report.json`."""
     with run.stage("evaluate") as folder:
-        compared, test = contenders(run), run.rows("test")
-        scores, costs = dict[str, list[Scores]](), dict[str, Cost]()
-        for model_id, one in {one.model_id: one for one in compared}.items():
-            for seed in run.seeds:
-                known = opened(run, one, seed)
-                scores.setdefault(model_id, []).append(measure(known, one, test))
-                costs[model_id] = known.cost
+        compared = contenders(run)
+        models = {one.model_id: one for one in compared}
+        found = dict(zip(models, test_all(run, [*models.values()]), strict=True))
+        scores = {name: by_seed for name, (by_seed, _) in found.items()}
+        costs = {name: cost for name, (_, cost) in found.items()}
         folder.write_table("units.parquet", units(run, scores))
         report = compare(run, compared, scores, costs)
         folder.write_json("report.json", report)
     for line in filter(None, (report["verdict"], report["kinds"])):
         print(f"  {line}", flush=True)
+
+
+def test_all(run: Run, models: Sequence[Finalist]) -> list[Tested]:
+    """What each model does on the test split, as many at a time as there are cores; in the order of the models."""
+    with watching(run, "evaluate") as board:
+        fits(run, 1)
+        overall, done = Teller(board, "models", counted=False), 0
+        cpus = {name: each for name, each in granted(run).items() if name != "num_gpus"}
+        waiting = [_tested.options(**cpus).remote(run.root, one, board) for one in models]
+        pending = list(waiting)
+        while pending:
+            _, pending = ray.wait(pending)
+            done += 1
+            overall(News(done, len(models), "models"))
+        found: list[Tested] = ray.get(waiting)
+        return found
+
+
+@ray.remote(max_retries=RESTARTS)
+def _tested(root: str, one: Finalist, board: Any) -> Tested:
+    run = Run.load(root)
+    settle(run)
+    tell = Teller(board, f"model {one.model_id}", shown=False)
+    found = tested(run, one)
+    tell.spent()
+    return found
+
+
+def tested(run: Run, one: Finalist) -> Tested:
+    """A model's scores on the test split from each seed, and what it costs."""
+    scores, test = list[Scores](), run.rows("test")
+    for seed in run.seeds:
+        known = opened(run, one, seed)
+        scores.append(measure(known, one, test))
+    return scores, known.cost
 
 
 def measure(known: Opened, contender: Finalist, test: Data) -> Scores:

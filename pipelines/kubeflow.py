@@ -230,12 +230,12 @@ def rayjob_pipeline(run: Run, title: str, known: Namespace) -> Any:
 def needs(run: Run, name: str) -> tuple[int, int, int]:
     """CPUs, GiB of memory and GPUs of a stage's step, which starts a Ray of its own with all of them."""
     workers = run.workers
-    if name not in LEARNS:
+    if name not in (*LEARNS, "evaluate"):
         return workers.cpus, BASE + EACH * workers.cpus, 0
     together = {"supernet": workers.train, "search": max(1, workers.evaluators)}
     count = together.get(name, max(together.values()))
     memory = BASE + count * (workers.memory or EACH * workers.cpus)
-    return count * workers.cpus, math.ceil(memory), math.ceil(count * workers.gpus)
+    return count * workers.cpus, math.ceil(memory), math.ceil(count * workers.gpus) if name in LEARNS else 0
 
 
 def _about(run: Run) -> str:

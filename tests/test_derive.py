@@ -50,6 +50,7 @@ def as_in_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker sets its process's threads and denormals; the tests' process keeps its own."""
     for module in (derive, trainings):
         monkeypatch.setattr(module, "settle", lambda run: "cpu")
+    monkeypatch.setattr(evaluate, "test_all", lambda run, models: [evaluate.tested(run, one) for one in models])
 
 
 @pytest.fixture(scope="module")

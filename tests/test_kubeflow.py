@@ -85,7 +85,7 @@ def test_a_pipeline_has_a_container_for_each_stage(tmp_path: Path) -> None:
         for name, one in made.items()
     }
     assert (asked["supernet"], asked["search"], asked["retrain"]) == (("6", "7Gi"), ("12", "10Gi"), ("12", "10Gi"))
-    assert (asked["prepare"], asked["evaluate"]) == (("3", "16Gi"), ("3", "16Gi"))
+    assert (asked["prepare"], asked["evaluate"]) == (("3", "16Gi"), ("12", "10Gi"))
     secrets = {name: {one["secretName"] for one in known["secretAsEnv"]} for name, known in platform.items()}
     stored = {f"exec-{name}": {"nascore-storage"} for name in ("save", "results")}
     assert secrets == stored | {f"exec-{name}": {"nascore-storage", "nascore-ray-token"} for name in stages}

@@ -50,16 +50,15 @@ def test_all(run: Run, models: Sequence[Finalist]) -> list[Tested]:
     """What each model does on the test split, as many at a time as there are cores; in the order of the models."""
     with watching(run, "evaluate") as board:
         fits(run, 1)
-        overall, done = Teller(board, "models", counted=False), 0
+        overall, found = Teller(board, "models", counted=False), dict[Any, Tested]()
         cpus = {name: each for name, each in granted(run).items() if name != "num_gpus"}
         waiting = [_tested.options(**cpus).remote(run.root, one, board) for one in models]
         pending = list(waiting)
         while pending:
-            _, pending = ray.wait(pending)
-            done += 1
-            overall(News(done, len(models), "models"))
-        found: list[Tested] = ray.get(waiting)
-        return found
+            (ready,), pending = ray.wait(pending)
+            found[ready] = ray.get(ready)
+            overall(News(len(found), len(models), "models"))
+        return [found[one] for one in waiting]
 
 
 @ray.remote(max_retries=RESTARTS)

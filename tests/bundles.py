@@ -44,6 +44,7 @@ NASREC = NASRec(
 DNSREC = DNSRec(hidden=12, inner=8, heads=2, ratios=(0.0, 0.5), layers=2, inherit=False, training=SEQUENCES)
 IHAS_SMALL = IHAS(
     embedding=4,
+    fewest=1,
     layers=(6,),
     pretrained=20,
     steps=60,

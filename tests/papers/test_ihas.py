@@ -305,10 +305,10 @@ def test_a_budget_raises_the_majority() -> None:
         method.kept(SPACE.within(Limit(1)), open_G)
     assert "no dimension is kept by 0.90" not in str(error.value), "two are"
     few = shares(0.4, 0.1, 0.0, 0.2, 0.49, 0.3)
-    with pytest.raises(Infeasible, match="no dimension is kept by 0.50 of a kind's rows") as error:
+    with pytest.raises(Infeasible, match="no dimension is kept by 0.50 of all training rows") as error:
         method.kept(SPACE.within(Limit(1)), few)
     assert "params 0 of 1" not in str(error.value), "the limit is not what is in the way"
-    with pytest.raises(Infeasible, match="no dimension is kept by 0.50 of a kind's rows: lower --method.sparsity"):
+    with pytest.raises(Infeasible, match="no dimension is kept by 0.50 of all training rows: lower --method.sparsity"):
         method.kept(SPACE, few)
 
 
@@ -323,7 +323,7 @@ def test_a_budget_that_leaves_no_model_is_an_error() -> None:
     """Not a comparison of rivals alone."""
     method = replace(IHAS(), models=("open", "gates"))
     with pytest.raises(Infeasible, match="params 6 of 3"):
-        method.derive(SPACE.within(Limit(3)), np.full((2, 6), 0.9), np.array([1, 1]))
+        method.check(CRITEO, SPACE.within(Limit(3)))
 
 
 def test_only_what_is_asked_for_must_keep_something() -> None:

@@ -2,6 +2,8 @@
 
 Norms stand behind the residuals and GELU inside. With attention=linear it is SASRec + LinRec (Liu et al., 2023), with
 the settings of DNS-Rec's experiments.
+
+Ours: linear maps and norms begin as PyTorch's do, not as RecBole's (normal weights of deviation 0.02, epsilon 1e-12).
 """
 
 from dataclasses import dataclass

@@ -22,23 +22,11 @@ from components.trainings import continue_training
 from components.versions import Version
 from nascore.gated_net import decision
 from nascore.methods.adafs import AdaFS
-from nascore.methods.ihas import ADAM, IHAS
 from nascore.routing import Router
 from nascore.space import Infeasible, Space
-from nascore.training import Learning
+from tests.test_derive import METHOD as DERIVING
 
-METHOD = IHAS(
-    embedding=4,
-    layers=(6,),
-    pretrained=20,
-    steps=60,
-    sparsity=0.5,
-    polarization=1.0,
-    scope="batch",
-    models=("gates",),
-    learner=Learning(every=1, learning_rate=0.03, weight_decay=0.0),
-    training=replace(ADAM, batch=128, learning_rate=0.01, epochs=2),
-)
+METHOD = replace(DERIVING, scope="batch", models=("gates",))
 
 
 class Points:
@@ -160,7 +148,7 @@ def test_a_rivals_own_settings_of_settings_are_taken() -> None:
     first, other = of_specs(["autofield:share=0.25,learner.every=10", "adafs"], METHOD.training, METHOD)
     assert first.learning == replace(METHOD.learner, every=10) and first.share == 0.25  # type: ignore[attr-defined]
     assert other.learning == replace(METHOD.learner, after=20)
-    with pytest.raises(ValueError, match=r"autofield:learner\.often=10.*often"):
+    with pytest.raises(ValueError, match=r"autofield:learner\.often=10.*no setting 'often'; it has: every, learn"):
         of_specs(["autofield:learner.often=10"], METHOD.training, METHOD)
     with pytest.raises(ValueError, match=r"autofield:learner\.every=often.*often"):
         of_specs(["autofield:learner.every=often"], METHOD.training, METHOD)

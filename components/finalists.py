@@ -179,7 +179,7 @@ def of_specs(rivals: Iterable[str], training: Any, like: Method | None = None) -
         method = plugins.build("methods", f"{name}:{plain}", **shared)
         try:
             methods.append(method.tuned(inner))
-        except (AttributeError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{spec!r}: {error}") from error
     return methods
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Self, get_type_hints
 
 import numpy as np
@@ -334,7 +334,10 @@ def from_json(known: Mapping[str, Any]) -> Method:
 def _replaced(settings: Any, changes: Mapping[str, Any]) -> Any:
     """A dataclass with other values of some fields; a text becomes what the field holds, inner changes go inside."""
     changed: dict[str, Any] = {}
+    known = [one.name for one in fields(settings)]
     for name, change in changes.items():
+        if name not in known:
+            raise ValueError(f"{type(settings).__name__} has no setting {name!r}; it has: {', '.join(known)}")
         own = getattr(settings, name)
         if isinstance(change, Mapping):
             changed[name] = _replaced(own, change)

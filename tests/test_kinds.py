@@ -24,6 +24,7 @@ from nascore.gated_net import decision
 from nascore.methods.adafs import AdaFS
 from nascore.routing import Router
 from nascore.space import Infeasible, Space
+from nascore.training import Fit, train
 from tests.test_derive import METHOD as DERIVING
 
 METHOD = replace(DERIVING, scope="batch", models=("gates",))
@@ -160,6 +161,19 @@ def test_a_controller_that_would_never_begin_is_refused(learned: Run) -> None:
     with pytest.raises(ValueError, match="begins after 50 steps, but 2 epochs of 3,200 rows are 50: lower pretrained"):
         replace(learned, methods=(models, few)).check_prepared()
     replace(learned, methods=(models, replace(few, pretrained=49))).check_prepared()
+
+
+def test_epochs_before_the_controller_begins_do_not_count(learned: Run) -> None:
+    """Of 25 steps each: the first lesson is in the third."""
+    training = replace(METHOD.training, epochs=9, patience=1)
+    method = AdaFS(embedding=4, layers=(6,), pretrained=50, learner=METHOD.learner, training=training)
+    supernet, train_rows = method.supernet(learned.schema, method.space(learned.schema), 0), learned.rows("train")
+    fit = Fit(
+        supernet, method.task(learned.schema), train_rows, method.retrain, 0, method.learning, learned.rows("valid")
+    )
+    values = iter([0.9, 0.8, 0.1, 0.0])
+    outcome = train(fit, lambda model: next(values))
+    assert (outcome.best_epoch, outcome.value, len(outcome.curve)) == (3, 0.1, 4)
 
 
 # What is served

@@ -34,7 +34,7 @@ PINNED = {
     "evolution": "0dc9e4669c09",
     "nsga2": "7c50ad7a83d7",
     "random": "587a93443754",
-    "regularized": "0b6e1c741af8",
+    "regularized": "628ed560531c",
     "reinforce": "33141e7166b7",
     "tpe": "83960eef00a6",
 }
@@ -249,3 +249,15 @@ def test_mutations_become_fewer() -> None:
             assert all(parent == living[0] for parent in parents), "the best of the living, here always the oldest"
         strategy.tell([Trial(genotype, -float(len(strategy.told) + n)) for n, genotype in enumerate(asked)])
     assert changed == [{3}, {3}, {2}, {2}, {1}, {1}, {1}, {1}]
+
+
+def test_children_of_a_batch_have_one_parent() -> None:
+    space = Space([Decision(f"{place}", tuple("abcdefghij")) for place in range(40)])
+    strategy = plugins.build("strategies", "regularized:population=12,sample=3,children=6", space, 0, ())
+    parents = []
+    for number in range(9):
+        asked = strategy.ask()
+        parents.append({key(strategy.parents[key(child)][0]) for child in asked} if number else set())
+        strategy.tell([Trial(genotype, score(genotype)) for genotype in asked])
+    assert [len(some) for some in parents[1:]] == [1] * 8
+    assert len(set().union(*parents)) > 2, "and batches have different ones"

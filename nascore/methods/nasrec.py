@@ -135,29 +135,35 @@ class NASRec(Method):
             raise ValueError("NASRec: cap is 0 or above 1: one row of a table stands for missing values")
 
     def space(self, schema: Schema) -> Space:
-        full = self.size == "full"
+        """Where no feature is a number, the raw dense input is one constant and nothing but dot products reads it."""
+        full, constant = self.size == "full", not any(column.kind == "number" for column in schema.columns)
         dense = ("fc", *(PAIRED if full else ()), "dot")
         sparse = ("embed_fc", *(("attention",) if full else ()))
-        most = (len(dense), len(sparse)) if self.operators == "any" else (1, 1)
         decisions: list[Decision] = []
         for number in range(1, self.blocks + 1):
             before = (RAW, *map(str, range(1, number)))
-            inputs = min(len(before), self.inputs or len(before))
+            known = before if number == 1 or not constant else before[1:]
+            mixed = ("dot",) if number == 1 and constant else dense
             decisions += [
-                Decision(f"{number}/dense/op", dense, most=most[0]),
+                self._some(f"{number}/dense/op", mixed, 0 if self.operators == "any" else 1),
                 Decision(f"{number}/dense/size", tuple(map(str, self.dense_sizes))),
-                Decision(f"{number}/dense/from", before, most=inputs),
-                Decision(f"{number}/left", before),
-                Decision(f"{number}/right", before),
-                Decision(f"{number}/sparse/op", sparse, most=most[1]),
+                self._some(f"{number}/dense/from", known, self.inputs),
+                Decision(f"{number}/left", known),
+                Decision(f"{number}/right", known),
+                self._some(f"{number}/sparse/op", sparse, 0 if self.operators == "any" else 1),
                 Decision(f"{number}/sparse/size", tuple(map(str, self.sparse_sizes))),
-                Decision(f"{number}/sparse/from", before, most=inputs),
+                self._some(f"{number}/sparse/from", before, self.inputs),
                 Decision(f"{number}/merge", ("project",), 0, 1),
                 *([Decision(f"{number}/fm", ("fm",), 0, 1)] if self.fm else []),
             ]
         if not full:
             decisions = [one for one in decisions if not one.name.endswith(("left", "right"))]
         return Space(decisions, canonical=self.canonical)
+
+    @staticmethod
+    def _some(name: str, options: tuple[str, ...], most: int) -> Decision:
+        """At most so many of the options, or any number of them at 0."""
+        return Decision(name, options, most=min(len(options), most or len(options)))
 
     @property
     def specs(self) -> Mapping[str, str]:
@@ -178,7 +184,7 @@ class NASRec(Method):
         }
 
     def canonical(self, genotype: Genotype) -> Genotype:
-        """The genotype with every decision that the logit does not hang on at its first option."""
+        """The genotype with every decision that the logit does not hang on at an option that all spaces have."""
         live, kept = alive(genotype, self.blocks), dict[str, Choice]()
         for number in range(1, self.blocks + 1):
             block = str(number)
@@ -192,17 +198,18 @@ class NASRec(Method):
                 kept[f"{block}/sparse/from"] = genotype[f"{block}/sparse/from"]
             if (block, "sparse") in live:
                 kept[f"{block}/merge"] = genotype[f"{block}/merge"]
-        return {name: kept.get(name, self._first(name)) for name in genotype}
+        return {name: kept.get(name, self._common(name)) for name in genotype}
 
-    def _first(self, name: str) -> Choice:
-        about = name.partition("/")[2]
-        first = {
-            "dense/op": "fc",
+    def _common(self, name: str) -> Choice:
+        block, _, about = name.partition("/")
+        common = {
+            "dense/op": "dot",
             "sparse/op": "embed_fc",
             "dense/size": str(self.dense_sizes[0]),
             "sparse/size": str(self.sparse_sizes[0]),
+            "sparse/from": RAW,
         }
-        return () if about in ("merge", "fm") else (first.get(about, RAW),)
+        return () if about in ("merge", "fm") else (common.get(about, RAW if block == "1" else "1"),)
 
     def net(self, schema: Schema, space: Space) -> Net:
         return NasRecNet(self, schema, space)

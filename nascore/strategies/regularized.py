@@ -10,9 +10,9 @@ from nascore.strategies import Strategy
 class Regularized(Strategy):
     """The last `population` of all told are alive, however good they are.
 
-    A parent is the best of `sample` of them; `children` are told at a time. A child differs from its parent in
-    `mutations` decisions, one fewer after every `decay` batches of children, but always in one; never in more than a
-    quarter of all decisions, where the space has fewer than the paper's.
+    The best of `sample` of them is the parent of the next `children`, which are told together. A child differs from its
+    parent in `mutations` decisions, one fewer after every `decay` batches of children, but always in one; never in more
+    than a quarter of all decisions, where the space has fewer than the paper's.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Regularized(Strategy):
         if not self.told:
             return self.opening(self.population, rng)
         living = [trial for trial in self.told[-self.population :] if trial.score is not None]
-        times = min(self.changeable // 4, self.mutations - (self.tellings - 1) // self.decay)
-
-        def mutated() -> Genotype:
+        children: list[Genotype] = []
+        if living and self.changeable:
             met = rng.sample(living, min(self.sample, len(living)))
             parent = max(met, key=lambda trial: trial.score or 0.0).genotype
-            return self.note(self.space.mutate(parent, rng, times=max(1, times)), parent)
-
-        children = self.fresh(mutated, self.children) if living and self.changeable else []
+            times = max(1, min(self.changeable // 4, self.mutations - (self.tellings - 1) // self.decay))
+            children = self.fresh(
+                lambda: self.note(self.space.mutate(parent, rng, times=times), parent), self.children
+            )
         return children + self.fresh(lambda: self.space.sample(rng), self.children - len(children), children)

@@ -72,7 +72,9 @@ class _Column:
     def add(self, column: Any) -> None:
         self.rows += len(column)
         self.missing += column.null_count
-        if not self.number:
+        if self.number:
+            self.missing += int(np.sum(~np.isfinite(np.asarray(column.drop_null(), np.float64))))
+        else:
             self.values.encode(pc.list_flatten(column) if "list" in str(column.type) else column)
 
     def told(self) -> tuple[str, str]:

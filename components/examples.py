@@ -97,8 +97,12 @@ def write(log: Examples, protocol: Protocol, name: str, folder: Folder) -> tuple
     for which, title in enumerate(SPLITS):
         rows = sum(int((split == which).sum()) for split in splits)
         if rows and positive[title] in (0, rows):
-            only = min(1, positive[title])
-            raise DataError(f"all {rows} labels of the {title} split are {only} under protocol {name}; take another")
+            only, every = min(1, positive[title]), sum(map(len, splits))
+            rarer = min(ones := sum(positive.values()), every - ones)
+            raise DataError(
+                f"all {rows} labels of the {title} split are {only} under protocol {name}; take another, or more rows: "
+                f"the rarer label stands in {rarer:,} of {every:,}"
+            )
     new = {feature.name: _renumbered(counts[feature.name], feature.fewest) for feature in log.categories}
     spills = Spills(log.scratch, log.rows, log.record)
     for records, split in zip(log.chunks(), splits, strict=True):

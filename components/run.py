@@ -192,6 +192,11 @@ class Run:
             if method.apart != apart:
                 there = f"{self.raw or self.dataset} holds {what[apart]}"
                 raise DataError(f"{method.name} learns from {what[method.apart]}, but {there}")
+        if apart and not any(feature.kind == "category" or feature.bins for feature in dataset.layout().features):
+            raise DataError(
+                f"{self.raw or self.dataset} has no feature of kind category, and a click model embeds at least one: "
+                "a number with bins becomes one"
+            )
 
     def check(self) -> None:
         """Raise for all that can be known to be wrong before a stage runs."""
@@ -244,10 +249,11 @@ class Run:
         return self.folder / of / whole[-1].rpartition("/")[0]
 
     def members(self, budget: str) -> Space:
-        """The searched method's space within a budget."""
-        limits = self.method.limits(budget)
-        space = self.method.space(self.schema)
-        return space.within(Budget(limits, self.method.price(self.schema))) if limits else space
+        """The searched method's space within a budget, which holds for what is tested."""
+        limits, space = self.method.limits(budget), self.method.space(self.schema)
+        if not limits:
+            return space
+        return space.within(Budget(limits, self.method.final(self.schema).price(self.schema)))
 
     def check_prepared(self) -> None:
         """Raise for all that only the prepared data can show to be wrong, such as a budget that leaves no member."""

@@ -43,6 +43,17 @@ class HeadTuning:
         bounded(self, batch=1)
         self.plan(1)
 
+    def steps(self, calibration: int, rows: int) -> int:
+        """The steps that so many of the training rows make; raises if they are wanted and make none."""
+        steps = min(calibration, rows) // self.batch
+        if calibration and not steps:
+            raise ValueError(
+                f"a last layer is tuned on batches of {self.batch} rows (--method.head.batch), of which "
+                f"--method.fitness.calibration {calibration:,} and {rows:,} training rows make none; a calibration of "
+                "0 leaves it as it is"
+            )
+        return steps
+
     def plan(self, steps: int) -> Plan:
         known = (self.batch, steps, 0, 0, self.learning_rate, 0.0, self.clip)
         return Plan(*known, "cosine", "adagrad", self.warmup, self.epsilon)
@@ -82,11 +93,8 @@ class HeadScorer:
         self, net: NasRecNet, train: Data, valid: Data, fitness: Fitness, tuning: HeadTuning, room: int
     ) -> None:
         self.net, self.train, self.valid, self.fitness, self.room = net.eval(), train, valid, fitness, room
-        steps = min(fitness.calibration, train.rows) // tuning.batch
-        if fitness.calibration and not steps:
-            there = f"fitness.calibration {fitness.calibration} and {train.rows} training rows make none"
-            raise ValueError(f"a last layer is tuned on batches of {tuning.batch} rows (head.batch); {there}")
-        self.steps, self.plan = steps, tuning.plan(max(1, steps))
+        self.steps = tuning.steps(fitness.calibration, train.rows)
+        self.plan = tuning.plan(max(1, self.steps))
 
     @torch.inference_mode()
     def __call__(self, genotypes: Sequence[Genotype]) -> list[float]:

@@ -176,7 +176,9 @@ class Space:
                 nearest, least_excess = genotype, excess
         assert nearest is not None
         why = "; ".join(c.explain(nearest) for c in self.constraints if c.excess(nearest) > 0)
-        raise Infeasible(f"no member found in {DRAWS:,} draws; the nearest one was {key(nearest)}: {why}")
+        raise Infeasible(
+            f"no member found in {DRAWS:,} draws, which meet no rare ones; the nearest one was {key(nearest)}: {why}"
+        )
 
 
 def key(genotype: Genotype) -> str:

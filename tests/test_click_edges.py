@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from components import diagnose, prepare
+from components import check, diagnose, prepare
 from components.finalists import of_specs
 from components.run import Run
 from components.search import Given
@@ -22,7 +22,7 @@ from nascore.fitness import Fitness
 from nascore.head_scoring import HeadTuning
 from nascore.methods.dnn import Dnn
 from nascore.methods.nasrec import NASRec
-from nascore.space import key
+from nascore.space import Infeasible, key
 from nascore.strategies import Trial
 from nascore.tasks.click import Click
 from nascore.training import Fit
@@ -70,9 +70,54 @@ def test_numbers_beyond_what_a_float_holds_exactly_are_rounded(tmp_path: Path, m
 
 
 def test_a_split_of_one_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="all 10 labels of the test split are 0 under protocol temporal"):
+    with pytest.raises(
+        DataError, match="all 10 labels of the test split are 0 under .* rarer label stands in 30 of 100"
+    ):
         prepared(Few([0] * 10), tmp_path, monkeypatch)
     assert not (tmp_path / "prepare/done.json").exists()
+
+
+def test_data_without_a_category_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout("", "", "", (Feature("price", kind="number"), Feature("age", kind="number")), label="click")
+    monkeypatch.setattr(Few, "layout", lambda self: layout)
+    monkeypatch.setattr(Few, "rows", lambda self: pytest.fail("it was read"))
+    monkeypatch.setattr(Run, "raw_data", lambda run: Few([0, 1] * 5))
+    run = Run(root="memory://few", dataset="few", raw="", methods=(Dnn(),), protocol="temporal")
+    with pytest.raises(DataError, match="few has no feature of kind category, .*: a number with bins becomes one"):
+        run.check_data()
+    binned = replace(layout, features=(Feature("price", kind="number", bins=4),))
+    monkeypatch.setattr(Few, "layout", lambda self: binned)
+    run.check_data()
+
+
+def test_missing_numbers_are_counted_as_models_take_them() -> None:
+    class Holes(Few):
+        def rows(self) -> Iterator[pa.Table]:
+            prices = pa.array([1.0, float("nan"), None, float("inf")] * 25)
+            yield pa.table({"price": prices, "site": ["a", None] * 50, "click": [0, 1] * 50})
+
+    _, columns = check.survey(Holes([]))
+    assert [column[-1] for column in columns] == ["75.0%", "50.0%"]
+
+
+def test_a_budget_of_table_weights_is_that_of_the_model_without_caps(clicks: Run) -> None:
+    capped = replace(SMALL, cap=5)
+    small, large = (
+        float(one.price(clicks.schema)(one.space(clicks.schema).sample(Random(0)), "").table_params)
+        for one in (capped, capped.final(clicks.schema))
+    )
+    assert small < large
+    run = replace(clicks, methods=(capped, *clicks.methods[1:]))
+    with pytest.raises(Infeasible, match=f"table_params {large:,.0f} of {large - 1:,.0f}"):
+        replace(run, budgets=(f"table_params={large - 1}",)).check_prepared()
+    replace(run, budgets=(f"table_params={large}",)).check_prepared()
+
+
+def test_a_norm_needs_two_numbers() -> None:
+    for one in ({"embedding": 1}, {"dense_sizes": (1, 4)}, {"sparse_sizes": (1, 2)}):
+        with pytest.raises(ValueError, match="must be 2 or more"):
+            replace(SMALL, **one)
+        assert replace(SMALL, norm=False, **one).blocks == SMALL.blocks
 
 
 @pytest.mark.parametrize("name", ["label", "timestamp"])

@@ -235,7 +235,9 @@ def test_what_does_not_reach_the_logit_does_not_run(clicks: Run, name: str) -> N
         canonical = method.canonical(genotype)
         assert {name: canonical[name] for name in kept} == kept, "what was asked stays"
         other = {name: canonical[name] for name in genotype if name not in kept}
-        assert all(rest.setdefault(name, chosen) == chosen for name, chosen in other.items()), "the rest is always alike"
+        assert all(rest.setdefault(name, chosen) == chosen for name, chosen in other.items()), (
+            "the rest is always alike"
+        )
     assert closed > 0, "blocks are closed now and then"
 
 

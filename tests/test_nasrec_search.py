@@ -281,11 +281,11 @@ def test_the_supernet_is_left_as_it_was(clicks: Run, trained: NasRecNet) -> None
 
 
 def test_a_head_needs_a_batch_to_be_tuned_on(clicks: Run, trained: NasRecNet) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"batches of 4000 rows \(head.batch\); fitness.calibration \d+ and 1600 training rows make none",
-    ):
-        scorer(trained, clicks, replace(METHOD, head=HeadTuning(batch=4_000)))
+    method = replace(METHOD, head=HeadTuning(batch=4_000))
+    run = replace(clicks, methods=(method,), budgets=("whole",))
+    for found_by in (lambda: scorer(trained, clicks, method), run.check_prepared):
+        with pytest.raises(ValueError, match=r"batches of 4000 rows .* and 1,600 training rows make none"):
+            found_by()
     assert isinstance(scorer(trained, clicks), HeadScorer)
 
 

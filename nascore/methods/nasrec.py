@@ -67,7 +67,7 @@ class NASRec(Method):
             layer; as many rows at a time as make a batch are computed.
         head: How those do.
         training: How a model is trained alone; the supernet takes all of it but batch, learning rate,
-            weight decay and epochs.
+            weight decay, epochs and optimiser, which is Adagrad.
     """
 
     size: Literal["full", "small"] = "full"
@@ -133,6 +133,8 @@ class NASRec(Method):
                 raise ValueError(f"NASRec: {name} must be one or more sizes, the smallest first, not {sizes}")
         if self.cap == 1:
             raise ValueError("NASRec: cap is 0 or above 1: one row of a table stands for missing values")
+        if self.norm and min(self.embedding, self.dense_sizes[0], self.sparse_sizes[0]) < 2:
+            raise ValueError("NASRec: a norm over one number forgets it: embedding and all sizes must be 2 or more")
 
     def space(self, schema: Schema) -> Space:
         """Where no feature is a number, the raw dense input is one constant and nothing but dot products reads it."""
@@ -219,13 +221,16 @@ class NASRec(Method):
         connections: Literal["single", "any"] = "single" if self.paths == "single_single" else "any"
         return SingleOperator(space, seed, operators, connections, round(self.warmup * self.steps))
 
+    def check(self, schema: Schema, space: Space) -> None:
+        self.head.steps(self.fitness.calibration, schema.rows["train"])
+
     def task(self, schema: Schema) -> Click:
         return self.training.task()
 
     @property
     def train(self) -> Plan:
-        known = {"batch": self.batch, "learning_rate": self.learning_rate, "weight_decay": 0.0}
-        return replace(self.training.supernet(self.steps), **known)  # type: ignore[arg-type]
+        own = self.training.supernet(self.steps)
+        return replace(own, batch=self.batch, learning_rate=self.learning_rate, weight_decay=0.0, optimizer="adagrad")
 
     @property
     def retrain(self) -> Plan:

@@ -42,7 +42,5 @@ class Regularized(Strategy):
             met = rng.sample(living, min(self.sample, len(living)))
             parent = max(met, key=lambda trial: trial.score or 0.0).genotype
             times = max(1, min(self.changeable // 4, self.mutations - (self.tellings - 1) // self.decay))
-            children = self.fresh(
-                lambda: self.note(self.space.mutate(parent, rng, times=times), parent), self.children
-            )
+            children = self.fresh(lambda: self.note(self.space.mutate(parent, rng, times=times), parent), self.children)
         return children + self.fresh(lambda: self.space.sample(rng), self.children - len(children), children)

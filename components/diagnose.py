@@ -1,8 +1,9 @@
 """Does the supernet's ranking deserve trust? Kendall's tau between inherited and stand-alone quality, and its ceiling.
 
 Genotypes drawn uniformly from the first budget are scored by the supernet and trained alone from several seeds; the
-ceiling is the tau between two seeds' own trainings, which no ranking can be expected to exceed. Intervals are
-bootstrapped over genotypes. Everything is measured on the validation split.
+ceiling is the tau between two seeds' own trainings: a yardstick, as a ranking by true quality would agree better with
+one training than two trainings, both noisy, do. Intervals are bootstrapped over genotypes. Everything is measured on
+the validation split.
 """
 
 from itertools import combinations

@@ -1,8 +1,8 @@
 """The only reader of the test split: found models and rivals, once each, with intervals and paired comparisons.
 
 Models are measured on the cluster, on CPUs, a worker each; what a worker holds is one model and the test split.
-Intervals resample units (users, or rows) and seeds together; a paired comparison resamples units, whose values are
-means over seeds, and gives the p-value of the paired t-test.
+A model's interval resamples units (users, or rows) and seeds together. A comparison of two is paired by units, and the
+seeds of each side add to its uncertainty, which with one seed is the paired t-test's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from scipy.stats import ttest_rel
+from scipy.stats import t as student
 
 from components.finalists import Finalist, contenders, decided
 from components.models import Opened, opened
@@ -126,7 +126,7 @@ def compare(
         for other in contenders:
             plain = {one.strategy, other.strategy} <= {"", *run.strategies, *derived}
             if other.model_id != one.model_id and (plain or other.role == "baseline"):
-                a, b = (_matrices(scores[c.model_id])[headline].mean(0) for c in (one, other))
+                a, b = (_matrices(scores[c.model_id])[headline] for c in (one, other))
                 paired.append({"a": one.label, "b": other.label, "metric": headline, **against(a, b)})
     diagnosis = (run.folder / "diagnose").read_json("diagnose.json") if (run.folder / "diagnose").done else {}
     stages = [stage for stage in run.stages if (run.folder / stage).done]
@@ -205,13 +205,25 @@ def interval(matrix: Values) -> tuple[float, float]:
 
 
 def against(a: Values, b: Values) -> dict[str, float]:
-    """Mean difference a - b over the same units, its 95 % bootstrap interval and the paired t-test's p-value."""
-    rng = np.random.default_rng(seed_of("evaluate", "paired"))
-    difference = a - b
-    means = [difference[rng.integers(0, len(difference), len(difference))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    p = float(ttest_rel(a, b).pvalue) if difference.any() else 1.0
-    return {"delta": float(difference.mean()), "low": float(low), "high": float(high), "p": p}
+    """Mean difference a - b of two (seeds, units) matrices over the same units, its 95 % interval and p-value.
+
+    Student's t of the paired differences of means over seeds; the variances of both sides' means over their own seeds
+    are added, with the degrees of freedom of Welch and Satterthwaite. One unit tells nothing.
+    """
+    difference, units = a.mean(0) - b.mean(0), a.shape[1]
+    delta = float(difference.mean())
+    if units == 1:
+        return {"delta": delta, "low": min(delta, 0.0), "high": max(delta, 0.0), "p": 1.0}
+    parts = [(difference.var(ddof=1) / units, units - 1)]
+    parts += [(side.mean(1).var(ddof=1) / len(side), len(side) - 1) for side in (a, b) if len(side) > 1]
+    variance = sum(part for part, _ in parts)
+    if not variance:
+        return {"delta": delta, "low": delta, "high": delta, "p": float(delta == 0)}
+    freedom = variance**2 / sum(part**2 / free for part, free in parts)
+    error = float(np.sqrt(variance))
+    reach = float(student.ppf(0.975, freedom)) * error
+    p = 2 * float(student.sf(abs(delta) / error, freedom))
+    return {"delta": delta, "low": delta - reach, "high": delta + reach, "p": p}
 
 
 def verdict(

@@ -125,7 +125,7 @@ class Log:
 def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Schema, dict[str, Any]]:
     """The second pass: everything of the prepared data but its schema file."""
     protocol.survey(log.chunks)
-    digest, users_in = hashlib.sha256(), np.zeros(3, np.int64)
+    digest, users_in, open_to = hashlib.sha256(), np.zeros(3, np.int64), np.zeros(3, np.int64)
     spills = Spills(log.scratch, log.rows, log.record)
     for number, records in enumerate(log.parts()):
         split = protocol.split(records["user"], records["timestamp"])
@@ -141,6 +141,7 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
         for which, title in enumerate(SPLITS):
             chosen = split == which
             users_in[which] += len(np.unique(records["user"][chosen]))
+            open_to[which] += _count_open(records, split, which, protocol)
             events = {"user": records["user"][chosen], "order": order[chosen], "item": records["item"][chosen]}
             folder.write_table(f"history/split={title}/part-{number:05d}.parquet", pa.table(events))
     spills.write(name, folder)
@@ -166,6 +167,7 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
         "users": len(log.users) - 1,
         "items": len(log.items) - 1,
         "users_in": dict(zip(SPLITS, users_in.tolist(), strict=True)),
+        "open_to": dict(zip(SPLITS, open_to.tolist(), strict=True)),
         "not_positive": log.negatives,
     }
     return schema, statistics
@@ -185,6 +187,14 @@ def _count_before(records: Records, split: NDArray[np.int8], protocol: Protocol)
         seen = np.concatenate([[0], np.isin(split, sources).cumsum()])
         chosen = split == which
         records["before"][chosen] = (seen[run_start] - seen[user_start])[chosen]
+
+
+def _count_open(records: Records, split: NDArray[np.int8], which: int, protocol: Protocol) -> int:
+    """How many users that train have an item in a split that is a candidate there."""
+    pair = records["user"].astype(np.int64) << 32 | records["item"]
+    own, met = split == which, np.isin(split, [SPLITS.index(source) for source in protocol.seen_in[SPLITS[which]]])
+    found = np.isin(pair[own], pair[met], invert=True)
+    return len(np.intersect1d(records["user"][own][found], records["user"][split == 0]))
 
 
 def _rank_in_run(keys: NDArray[np.int32]) -> NDArray[np.int32]:

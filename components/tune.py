@@ -57,7 +57,7 @@ def main(run: Run) -> None:
         if wanted:
             done = ours(run, wanted)
             whole = advance(run, done, inf)
-            spent["tuning"] = sum(one.examples for one in done)
+            spent["tuning"] = sum({one["model_id"]: one["examples"] for each in done for one in each.tried}.values())
             others = rivals(run, wanted) if whole else []
             whole = whole and advance(run, others, sum(spent.values()))
             done = [*done, *others] if whole else []
@@ -129,12 +129,13 @@ def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> bool:
             name = tried.method.model_id(tried.parts[0], run.schema.split_digest, *tried.parts[1:])
             place = f"tune/{name}/part={{part}}" if tried.routed else f"tune/{name}"
             each.append((name, tried.jobs(run.seeds[0], place)))
-        trained = train_all(run, "tune", [job for _, jobs in each for job in jobs], cut=True)
+        distinct = {job.folder: job for _, jobs in each for job in jobs}
+        trained = train_all(run, "tune", [*distinct.values()], cut=True)
         if None in trained:
             return False
-        results = iter(trained)
+        results = dict(zip(distinct, trained, strict=True))
         for (one, settings), (name, jobs) in zip(wave, each, strict=True):
-            one.tried.append({"settings": settings, "model_id": name, **joined([next(results) for _ in jobs])})
+            one.tried.append({"settings": settings, "model_id": name, **joined([results[job.folder] for job in jobs])})
         for one in opened:
             del one.left[:WAVE]
     return True

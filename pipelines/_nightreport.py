@@ -32,7 +32,7 @@ def _comparison(known: dict[str, Any]) -> str:
         rows.append([name, page.count(one["rows"]), page.number(one["click_rate"]), *values])
     two = compared["difference"]
     interval = page.interval(two["low"], two["high"], "+", 5)
-    rows.append(["difference, 95 % of a paired bootstrap", "", "", page.number(two["delta"], "+", 5), interval])
+    rows.append(["difference, 95 % of a paired t-test", "", "", page.number(two["delta"], "+", 5), interval])
     head = ("model", "rows", "click rate", "log loss", "of the click rate's")
     return "<h2>Challenger and champion</h2>" + page.table("On the newest day, on the same rows", head, rows)
 

@@ -275,7 +275,7 @@ class Night:
             always = {"version": None, "label": "the click rate of the training rows"}
             told["champion"] = {**always, **summary(theirs, label)}
         units = min(len(label), UNITS)
-        told["difference"] = against(grouped(ours, units), grouped(theirs, units))
+        told["difference"] = against(grouped(ours, units)[None], grouped(theirs, units)[None])
         return {"compared": told, "state": COMPARED}
 
     def promoted(self, known: Record, number: int) -> Record:

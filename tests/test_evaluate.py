@@ -144,17 +144,42 @@ def test_an_interval_resamples_seeds_and_users(monkeypatch: pytest.MonkeyPatch) 
 
 def test_two_models_are_compared_user_by_user() -> None:
     rng = np.random.default_rng(4)
-    a = rng.random(120)
+    a = rng.random((1, 120))
     b = a - 0.02 + 0.1 * rng.standard_normal(120)
-    told, difference = against(a, b), a - b
+    told, difference = against(a, b), (a - b)[0]
     t = difference.mean() / (difference.std(ddof=1) / math.sqrt(120))
     assert told["delta"] == pytest.approx(difference.mean(), rel=1e-12)
     assert told["p"] == pytest.approx(2 * stats.t.sf(abs(t), 119), rel=1e-9)
-    wanted = stats.bootstrap((difference,), np.mean, method="percentile", rng=np.random.default_rng(0))
-    assert (told["low"], told["high"]) == pytest.approx(tuple(wanted.confidence_interval), abs=0.003)
+    wanted = stats.ttest_rel(a[0], b[0]).confidence_interval(0.95)
+    assert (told["low"], told["high"]) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
     swapped = against(b, a)
     assert (swapped["delta"], swapped["low"], swapped["p"]) == pytest.approx((-told["delta"], -told["high"], told["p"]))
     assert against(a, a) == {"delta": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert against(a[:, :1] + 1, a[:, :1]) == {"delta": 1.0, "low": 0.0, "high": 1.0, "p": 1.0}, (
+        "one unit tells nothing"
+    )
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.1])
+def test_equal_models_are_seldom_told_apart_however_much_seeds_differ(spread: float) -> None:
+    rng, told_apart = np.random.default_rng(6), 0
+    for _ in range(400):
+        unit = rng.random(80)
+        a, b = (unit + spread * rng.standard_normal((3, 1)) + 0.1 * rng.standard_normal((3, 80)) for _ in range(2))
+        found = against(a, b)
+        assert (found["p"] < 0.05) == (found["low"] > 0 or found["high"] < 0)
+        told_apart += found["p"] < 0.05
+    assert told_apart / 400 < 0.08
+
+
+def test_a_rival_without_seeds_of_its_own_adds_no_spread() -> None:
+    rng = np.random.default_rng(7)
+    a, exact = rng.random((3, 50)), np.tile(rng.random(50), (3, 1))
+    difference, seeds = a.mean(0) - exact[0], a.mean(1)
+    error = math.sqrt(difference.var(ddof=1) / 50 + seeds.var(ddof=1) / 3)
+    found = against(a, exact)
+    freedom = error**4 / ((difference.var(ddof=1) / 50) ** 2 / 49 + (seeds.var(ddof=1) / 3) ** 2 / 2)
+    assert found["high"] - found["delta"] == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=1e-9)
 
 
 def scores_of(values: Any, cold: Any = None) -> Scores:
@@ -217,7 +242,7 @@ def test_rows_are_means_over_seeds_and_users_and_the_cold_stand_apart(run_with: 
         ("B", "recall@50/cold"): 0.5,
     }
     (pair,) = report["paired"]
-    a, b = np.array([0.25, 0.5, 0.75]), np.array([0.25, 0.0, 0.25])
+    a, b = np.array([[0.0, 0.5, 1.0], [0.5, 0.5, 0.5]]), np.array([[0.0, 0.0, 0.5], [0.5, 0.0, 0.0]])
     assert pair == {"a": "A", "b": "B", "metric": "recall@50", **against(a, b)}, "the cold are left out"
     assert all(row["low"] <= row["value"] <= row["high"] and row["seeds"] == [3, 4] for row in report["rows"])
     assert (report["protocol"], report["leaks"], report["split_digest"]) == (

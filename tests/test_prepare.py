@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from components.run import Run
 from nascore import plugins
 from nascore.datasets import DataError
 from nascore.datasets.parquet import Parquet
+from nascore.methods.autotower import AutoTower
 from nascore.methods.popularity import Popularity
 from nascore.methods.sasrec import SASRec
 from nascore.protocols import Protocol
@@ -241,18 +242,47 @@ def test_bounded_parts_give_the_same_rows(
         assert entity(run, side) == entity(whole, side)
 
 
-def test_statistics_count_what_was_kept_and_left_out(shop: Any, prepared: Prepared) -> None:
-    golden = expected(shop, "user_temporal")
-    statistics = (prepared().folder / "prepare").read_json("statistics.json")
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "leave_one_out"])
+def test_statistics_count_what_was_kept_and_left_out(shop: Any, prepared: Prepared, protocol: str) -> None:
+    golden, run = expected(shop, protocol), prepared(protocol)
+    statistics = (run.folder / "prepare").read_json("statistics.json")
+    known: dict[str, dict[int, set[int]]] = {split: defaultdict(set) for split in SPLITS}
+    for row in golden:
+        known[row["split"]][row["user"]].add(row["item"])
+    open_to = {
+        split: sum(
+            any(item not in met for item in items)
+            for user, items in known[split].items()
+            if user in known["train"]
+            for met in [set[int]().union(*(known[source].get(user, set()) for source in run.schema.seen_in[split]))]
+        )
+        for split in SPLITS
+    }
     assert statistics == {
         "rows": len(golden),
         "users": len({row["user"] for row in golden}),
         "items": len({row["item"] for row in golden}),
-        "users_in": {split: len({row["user"] for row in golden if row["split"] == split}) for split in SPLITS},
+        "users_in": {split: len(known[split]) for split in SPLITS},
+        "open_to": open_to,
         "bad_rows": {},
         "not_positive": len(shop.rows) - len(golden),
     }
-    assert statistics["not_positive"] > 50
+    assert statistics["not_positive"] > 50 and min(open_to.values()) > 0
+
+
+def test_a_split_that_nothing_can_be_ranked_on_is_refused(shop: Any, prepared: Prepared, tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"buyer": [1, 1, 1, 1] * 5, "article": [7, 8, 7, 8] * 5, "at": range(20)}), tmp_path / "log"
+    )
+    (tmp_path / "schema.yaml").write_text(
+        "rows: log\nuser: buyer\nitem: article\ntimestamp: at\nfeatures:\n  - {name: article, side: item}\n"
+    )
+    shopping = replace(prepared(), methods=(AutoTower(blocks=1),), budgets=("",))
+    run = replace(shopping, root=f"{tmp_path}/run", raw=str(tmp_path))
+    prepare.main(run)
+    with pytest.raises(DataError, match="on the valid split under protocol user_temporal: none of its users has both"):
+        run.check_prepared()
+    shopping.check_prepared()
 
 
 def test_features_that_the_task_does_not_read_are_told(

@@ -131,6 +131,20 @@ def test_no_more_settings_are_tried_than_asked_for(
     )
 
 
+def test_what_two_budgets_have_in_common_is_trained_once(
+    searched: Callable[..., Run], trained: list[list[Job]]
+) -> None:
+    run = replace(searched(RIVAL, tuning=Wanted(3)), budgets=("macs=1e8", ""))
+    searches = [Search("evolution", budget, seed) for budget in run.budgets for seed in run.seeds]
+    for search in searches:
+        continue_search(run, search, lambda some: [seed_of(key(one)) / 2**63 for one in some])
+    write_results(run, run.folder / "search", searches)
+    tune.main(run)
+    found, spent = told(run)
+    assert found["macs=1e8"]["tried"] == found[""]["tried"] and len(found[""]["tried"]) == 3
+    assert spent["tuning"] == found[""]["examples"] == 3 * 10 * 64, "and its examples count once"
+
+
 def test_a_rival_stops_where_its_examples_are_used_up(
     searched: Callable[..., Run], trained: list[list[Job]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,7 @@ class AutoTower(Method):
 
     def __post_init__(self) -> None:
         bounded(self, blocks=1, embedding=1, width=1, output=1, growth=0, steps=1, towers=1, candidates=1)
-        if self.item_blocks == 0 or self.growth > 1:
+        if self._item_blocks < 1 or self.growth > 1:
             raise ValueError(f"AutoTower: not 1 <= item_blocks or not growth <= 1: {self.item_blocks}, {self.growth}")
         if self.anchor and self.towers < 2:
             raise ValueError("AutoTower: an anchor needs other towers beside it in a step: towers must be 2 or more")

@@ -45,13 +45,15 @@ class Task(nn.Module, ABC):
     """The loss to train by and the evaluation to report.
 
     headline: the metric that models are compared by. lower: metrics of which less is better; ratios: those of which 1
-    is best. in_batch: whether the loss of a row hangs on the other rows of its batch.
+    is best. in_batch: whether the loss of a row hangs on the other rows of its batch. unmet: whether it judges by users
+    who train, with items that they have not met.
     """
 
     headline: str
     lower: ClassVar[frozenset[str]] = frozenset()
     ratios: ClassVar[frozenset[str]] = frozenset()
     in_batch: ClassVar[bool] = False
+    unmet: ClassVar[bool] = False
 
     @property
     @abstractmethod

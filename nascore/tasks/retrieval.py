@@ -38,6 +38,7 @@ class Retrieval(Task):
 
     headline = "recall@50"
     in_batch = True
+    unmet = True
     last_seen: Tensor
     gap: Tensor
     seen_steps: Tensor

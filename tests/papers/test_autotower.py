@@ -46,6 +46,9 @@ def test_the_space_follows_the_data_and_the_settings() -> None:
     assert AutoTower(blocks=3, shortcuts=False).space(MOVIELENS).size() == 4 * 11**6, "a block of one input has 11"
     towers = AutoTower(blocks=2, item_blocks=4).space(MOVIELENS)
     assert towers.size() == 4 * 11**2 * 16**4 and "item/3" in towers.decisions and "user/2" not in towers.decisions
+    for blocks in (0, -1):
+        with pytest.raises(ValueError, match="not 1 <= item_blocks"):
+            AutoTower(item_blocks=blocks)
 
 
 def genotype(pool: str, user: list[str], item: list[str]) -> Genotype:

@@ -59,7 +59,7 @@ ABLATIONS = {
     "blocks": Ablation("method.blocks", ("3", "4", "5", "6", "7")),
     "embedding": Ablation("method.embedding", ("8", "16", "24", "32", "64")),
     "output": Ablation("method.output", ("16", "32", "64", "128")),
-    "budget": Ablation("budgets", ("[L, M, H]",)),
+    "budget": Ablation("budgets", ("[L, M, H, whole]",)),
     "gates": of_dnsrec("method.gates", "2", "1", "0", again=FRESH),
     "tradeoff": of_dnsrec("method.tradeoff", "0.01", "0.1", "1"),
     "paths": of_dnsrec("method.paths", "gumbel", "darts", "proxyless", "recnas"),

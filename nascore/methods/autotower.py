@@ -107,6 +107,7 @@ class AutoTower(Method):
         "L": "params=240000,macs=300000",
         "M": "params=480000,macs=560000",
         "H": "params=1200000,macs=1600000",
+        "whole": "",
     }
 
     def __post_init__(self) -> None:

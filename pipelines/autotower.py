@@ -40,7 +40,7 @@ def autotower(
         method: The search space, its supernet and its training.
         rivals: Methods to compare with, such as googlednn:size=M; they are trained exactly as ours.
         strategies: Search strategies, such as evolution:population=50,mutation=0.1 and random.
-        budgets: Limits to search under: L, M, H, or text such as macs=3e5,user/params=1e5.
+        budgets: Limits to search under: L, M, H, whole, or text such as macs=3e5,user/params=1e5.
         keep: Candidates of each strategy and budget to retrain.
         front: Whether to retrain and test also all that nothing of the same strategy beats at as few MACs.
         given: Models to retrain and test beside what is found: genotypes as JSON, or folders of finished runs, which

@@ -40,6 +40,8 @@ class Fitness:
 
     def __post_init__(self) -> None:
         bounded(self, rows=1, batch=1, calibration=0)
+        if self.calibration == 1:
+            raise ValueError("Fitness: the moments of one row have no variance: calibration must be 0 or above 1")
 
     @property
     def ranks(self) -> bool:

@@ -340,6 +340,11 @@ def test_an_unknown_fitness_is_an_error_that_names_the_others(prepared: Prepared
         Fitness(known).check(task)
 
 
+def test_moments_are_not_measured_on_one_row() -> None:
+    with pytest.raises(ValueError, match="calibration must be 0 or above 1"):
+        Fitness(calibration=1)
+
+
 @pytest.mark.parametrize("calibration", [0, 300])
 def test_the_plain_scorer_leaves_no_trace(prepared: Prepared, calibration: int) -> None:
     rows, valid = prepared().rows("train"), prepared().rows("valid")

@@ -29,7 +29,7 @@ from nascore.cost import Budget, Cost
 from nascore.datasets import DataError, Dataset, OnBadRow
 from nascore.methods import Method, from_json
 from nascore.rows import Data, Mode, Shown
-from nascore.schema import SPLITS, Schema
+from nascore.schema import Schema
 from nascore.space import Genotype, Space, key, parse
 
 # Threads that spin while they wait starve other workers. Workers keep freed tensors: the system clears each page anew.
@@ -271,7 +271,7 @@ class Run:
         task = type(self.method.task(self.schema))
         known = (self.folder / STAGES[0]).read_json("statistics.json").get("open_to", {})
         for split, users in known.items():
-            if task.unmet and split != SPLITS[0] and not users:
+            if task.unmet and not users:
                 raise DataError(
                     f"nothing can be ranked on the {split} split under protocol {self.protocol}: none of its users has "
                     "both a row to train on and an item that it has not met before; take another protocol, or more rows"

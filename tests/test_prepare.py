@@ -20,7 +20,6 @@ from components.run import Run
 from nascore import plugins
 from nascore.datasets import DataError
 from nascore.datasets.parquet import Parquet
-from nascore.methods.autotower import AutoTower
 from nascore.methods.popularity import Popularity
 from nascore.methods.sasrec import SASRec
 from nascore.protocols import Protocol
@@ -268,21 +267,6 @@ def test_statistics_count_what_was_kept_and_left_out(shop: Any, prepared: Prepar
         "not_positive": len(shop.rows) - len(golden),
     }
     assert statistics["not_positive"] > 50 and min(open_to.values()) > 0
-
-
-def test_a_split_that_nothing_can_be_ranked_on_is_refused(shop: Any, prepared: Prepared, tmp_path: Path) -> None:
-    pq.write_table(
-        pa.table({"buyer": [1, 1, 1, 1] * 5, "article": [7, 8, 7, 8] * 5, "at": range(20)}), tmp_path / "log"
-    )
-    (tmp_path / "schema.yaml").write_text(
-        "rows: log\nuser: buyer\nitem: article\ntimestamp: at\nfeatures:\n  - {name: article, side: item}\n"
-    )
-    shopping = replace(prepared(), methods=(AutoTower(blocks=1),), budgets=("",))
-    run = replace(shopping, root=f"{tmp_path}/run", raw=str(tmp_path))
-    prepare.main(run)
-    with pytest.raises(DataError, match="on the valid split under protocol user_temporal: none of its users has both"):
-        run.check_prepared()
-    shopping.check_prepared()
 
 
 def test_features_that_the_task_does_not_read_are_told(

@@ -11,14 +11,17 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from components import prepare
 from components import run as running
 from components.errors import told as line_of
 from components.run import STAGES, Folder, Run
 from components.settings import Diagnosis, Workers
 from nascore import space
+from nascore.datasets import DataError
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
 from nascore.methods.googlednn import GoogleDNN
@@ -303,3 +306,17 @@ def test_rivals_of_another_task_or_with_a_choice_are_refused(run_with: Callable[
     with pytest.raises(ValueError, match="autotower has something to decide"):
         run_with(Popularity(), AutoTower(blocks=1), budgets=("macs=1e9",)).check_prepared()
     run_with(SASRec(training=short), GRU4Rec(training=short), budgets=("macs=1e9",)).check_prepared()
+
+
+def test_a_split_that_nothing_can_be_ranked_on_is_refused(prepared: Callable[..., Run], tmp_path: Path) -> None:
+    log = pa.table({"buyer": [1, 1, 1, 1] * 5, "article": [7, 8, 7, 8] * 5, "at": range(20)})
+    pq.write_table(log, tmp_path / "log")
+    (tmp_path / "schema.yaml").write_text(
+        "rows: log\nuser: buyer\nitem: article\ntimestamp: at\nfeatures:\n  - {name: article, side: item}\n"
+    )
+    shopping = replace(prepared(), methods=(AutoTower(blocks=1),), budgets=("",))
+    run = replace(shopping, root=f"{tmp_path}/run", raw=str(tmp_path))
+    prepare.main(run)
+    with pytest.raises(DataError, match="on the valid split under protocol user_temporal: none of its users has both"):
+        run.check_prepared()
+    shopping.check_prepared()

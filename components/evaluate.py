@@ -220,10 +220,10 @@ def against(a: Values, b: Values) -> dict[str, float]:
     if not variance:
         return {"delta": delta, "low": delta, "high": delta, "p": float(delta == 0)}
     freedom = variance**2 / sum(part**2 / free for part, free in parts)
-    error = float(np.sqrt(variance))
-    reach = float(student.ppf(0.975, freedom)) * error
-    p = 2 * float(student.sf(abs(delta) / error, freedom))
-    return {"delta": delta, "low": delta - reach, "high": delta + reach, "p": p}
+    error = np.sqrt(variance)
+    low, high = student.interval(0.95, freedom, delta, error)
+    p = 2 * student.sf(abs(delta), freedom, scale=error)
+    return {"delta": delta, "low": float(low), "high": float(high), "p": float(p)}
 
 
 def verdict(

@@ -141,18 +141,19 @@ class NASRec(Method):
         full, constant = self.size == "full", not any(column.kind == "number" for column in schema.columns)
         dense = ("fc", *(PAIRED if full else ()), "dot")
         sparse = ("embed_fc", *(("attention",) if full else ()))
+        operators = 0 if self.operators == "any" else 1
         decisions: list[Decision] = []
         for number in range(1, self.blocks + 1):
             before = (RAW, *map(str, range(1, number)))
             known = before if number == 1 or not constant else before[1:]
             mixed = ("dot",) if number == 1 and constant else dense
             decisions += [
-                self._some(f"{number}/dense/op", mixed, 0 if self.operators == "any" else 1),
+                self._some(f"{number}/dense/op", mixed, operators),
                 Decision(f"{number}/dense/size", tuple(map(str, self.dense_sizes))),
                 self._some(f"{number}/dense/from", known, self.inputs),
                 Decision(f"{number}/left", known),
                 Decision(f"{number}/right", known),
-                self._some(f"{number}/sparse/op", sparse, 0 if self.operators == "any" else 1),
+                self._some(f"{number}/sparse/op", sparse, operators),
                 Decision(f"{number}/sparse/size", tuple(map(str, self.sparse_sizes))),
                 self._some(f"{number}/sparse/from", before, self.inputs),
                 Decision(f"{number}/merge", ("project",), 0, 1),

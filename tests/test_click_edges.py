@@ -113,6 +113,12 @@ def test_a_budget_of_table_weights_is_that_of_the_model_without_caps(clicks: Run
     replace(run, budgets=(f"table_params={large}",)).check_prepared()
 
 
+def test_a_supernet_is_trained_by_adagrad_however_models_are_trained_alone() -> None:
+    method = replace(SMALL, training=ClickTraining(optimizer="adam", learning_rate=1e-3))
+    assert (method.train.optimizer, method.train.learning_rate) == ("adagrad", SMALL.learning_rate)
+    assert (method.retrain.optimizer, method.retrain.learning_rate) == ("adam", 1e-3)
+
+
 def test_a_norm_needs_two_numbers() -> None:
     for one in ({"embedding": 1}, {"dense_sizes": (1, 4)}, {"sparse_sizes": (1, 2)}):
         with pytest.raises(ValueError, match="must be 2 or more"):

@@ -241,7 +241,7 @@ def test_bounded_parts_give_the_same_rows(
         assert entity(run, side) == entity(whole, side)
 
 
-@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "leave_one_out"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_statistics_count_what_was_kept_and_left_out(shop: Any, prepared: Prepared, protocol: str) -> None:
     golden, run = expected(shop, protocol), prepared(protocol)
     statistics = (run.folder / "prepare").read_json("statistics.json")

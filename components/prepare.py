@@ -135,13 +135,13 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
         labelled["split"] = split
         digest.update(labelled.tobytes())
         _count_before(records, split, protocol)
+        open_to += _count_open(records, split, protocol)
         order = _rank_in_run(records["user"])
         enough = records["before"] >= protocol.least_before
         spills.add(records[enough], split[enough])
         for which, title in enumerate(SPLITS):
             chosen = split == which
             users_in[which] += len(np.unique(records["user"][chosen]))
-            open_to[which] += _count_open(records, split, which, protocol)
             events = {"user": records["user"][chosen], "order": order[chosen], "item": records["item"][chosen]}
             folder.write_table(f"history/split={title}/part-{number:05d}.parquet", pa.table(events))
     spills.write(name, folder)
@@ -189,12 +189,16 @@ def _count_before(records: Records, split: NDArray[np.int8], protocol: Protocol)
         records["before"][chosen] = (seen[run_start] - seen[user_start])[chosen]
 
 
-def _count_open(records: Records, split: NDArray[np.int8], which: int, protocol: Protocol) -> int:
-    """How many users that train have an item in a split that is a candidate there."""
-    pair = records["user"].astype(np.int64) << 32 | records["item"]
-    own, met = split == which, np.isin(split, [SPLITS.index(source) for source in protocol.seen_in[SPLITS[which]]])
-    found = np.isin(pair[own], pair[met], invert=True)
-    return len(np.intersect1d(records["user"][own][found], records["user"][split == 0]))
+def _count_open(records: Records, split: NDArray[np.int8], protocol: Protocol) -> list[int]:
+    """For each split, how many users that train have an item in it that is a candidate there."""
+    pair, place = np.unique(records["user"].astype(np.int64) << 32 | records["item"], return_inverse=True)
+    held = np.zeros((len(SPLITS), len(pair)), bool)
+    held[split, place] = True
+    user, counts = pair >> 32, list[int]()
+    for own, title in zip(held, SPLITS, strict=True):
+        met = held[[SPLITS.index(source) for source in protocol.seen_in[title]]].any(0)
+        counts.append(len(np.intersect1d(user[own & ~met], user[held[0]])))
+    return counts
 
 
 def _rank_in_run(keys: NDArray[np.int32]) -> NDArray[np.int32]:

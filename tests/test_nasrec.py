@@ -322,3 +322,13 @@ def test_without_numbers_nothing_is_the_same_for_all_rows(clicks: Run, name: str
             assert (outputs == 0).all() or (outputs.std(0) > 1e-9).any(), f"{block} in {genotype}"
             varied += bool(outputs.any())
     assert varied > 40
+
+
+@pytest.mark.parametrize(
+    "name, operators, inputs", [("paper", {1}, {1, 2, 3}), ("repo", {1}, {1, 2}), ("any", {1, 2}, {1, 2, 3})]
+)
+def test_how_many_may_be_open(clicks: Run, name: str, operators: set[int], inputs: set[int]) -> None:
+    drawn = genotypes(METHODS[name], clicks.rows("train"), 60)
+    assert {len(one["3/sparse/op"]) for one in drawn} == operators
+    assert {len(one["3/dense/op"]) for one in drawn} == ({1, 2, 3, 4} if name == "any" else {1})
+    assert {len(one["3/dense/from"]) for one in drawn} == {len(one["3/sparse/from"]) for one in drawn} == inputs

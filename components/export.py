@@ -20,7 +20,7 @@ from components import errors, vocabularies
 from components.card import card
 from components.finalists import Finalist, contenders
 from components.folder import Folder
-from components.item_index import WIDEST, Searched, build, item_vectors, queries, searched
+from components.item_index import WIDEST, Searched, build, check_size, item_vectors, queries, searched
 from components.models import Opened, opened
 from components.programs import Program, Unexportable, kind_of, programs, to_onnx
 from components.run import Run
@@ -78,8 +78,10 @@ def export(run: Run, model: str = "", seed: int | None = None, to: str = "") -> 
             print("done before", flush=True)
             return folder
         folder.clear()
+    known, valid = opened(run, one, seed), run.rows("valid", shown=one.method.shown)
+    check_size(known, valid)
     folder.write_json(BEGUN, mine)
-    write(run, one, seed, folder)
+    write(run, one, seed, known, valid, folder)
     folder.write_json("done.json", {"files": sorted(folder.names("*"))})
     return folder
 
@@ -93,11 +95,9 @@ def chosen(compared: Sequence[Finalist], model: str) -> Finalist:
     return known[0]
 
 
-def write(run: Run, one: Finalist, seed: int, folder: Folder) -> None:
+def write(run: Run, one: Finalist, seed: int, known: Opened, valid: Data, folder: Folder) -> None:
     """All files of a bundle but the first and the last."""
-    known, schema = opened(run, one, seed), run.schema
-    valid = run.rows("valid", shown=one.method.shown)
-    kind = kind_of(known.task)
+    schema, kind = run.schema, kind_of(known.task)
     made = programs(known, schema, valid)
     said = dict[str, str]()
     for program in made:

@@ -14,6 +14,7 @@ from nascore.tasks.retrieval import Retrieval, encode_items, preferences
 
 FLAT, GRAPH = 50_000, 2_000_000
 WIDEST = 4_096
+LARGEST = 8  # GiB of all items' vectors
 QUERIES, BLOCK = 1_000, 256
 KS = (1, 10, 100)
 EQUAL = 1e-6
@@ -31,6 +32,19 @@ class Searched:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@torch.inference_mode()
+def check_size(known: Opened, valid: Data) -> None:
+    """Raises ValueError if the vectors of all items are too large to be files."""
+    if isinstance(known.task, Retrieval):
+        items = valid.schema.items
+        _, width = known.model(valid.item_batch(torch.ones(1, dtype=torch.int32, device=valid.home)))["item"].shape
+        if (size := items * width * 4 / 2**30) > LARGEST:
+            raise ValueError(
+                f"an item's vector has {width:,} numbers here: those of {items:,} items take {size:,.2f} GiB, and "
+                f"a bundle holds up to {LARGEST}; choose another --model"
+            )
 
 
 @torch.inference_mode()

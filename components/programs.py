@@ -56,10 +56,10 @@ class Wanted:
 
 def kind_of(task: Task) -> str:
     """What a model gives: the logit of a row (click), vectors of both sides (two_tower), or of a past (next_item)."""
-    kinds = {Click: "click", Retrieval: "two_tower", NextItem: "next_item"}
-    if type(task) not in kinds:
-        raise Unexportable(f"models of the task {type(task).__name__} cannot be exported yet")
-    return kinds[type(task)]
+    for base, kind in ((Click, "click"), (Retrieval, "two_tower"), (NextItem, "next_item")):
+        if isinstance(task, base):
+            return kind
+    raise Unexportable(f"models of the task {type(task).__name__} cannot be exported yet")
 
 
 def programs(known: Opened, schema: Schema, valid: Data) -> list[Program]:

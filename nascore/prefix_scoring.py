@@ -19,7 +19,7 @@ from nascore.net import Choose, Row
 from nascore.ops.batch_norm import BatchNorm
 from nascore.rows import Data
 from nascore.space import Genotype
-from nascore.tasks.retrieval import Retrieval
+from nascore.tasks.retrieval import Retrieval, preferences
 
 Prefix = tuple[str, ...]
 CHUNK = 8_192
@@ -187,7 +187,8 @@ class PrefixScorer:
     def _score(self, user: Prefix, item: Prefix) -> float:
         user_UO, item_JO = self.sides["user"].vectors(user, "user"), self.sides["item"].vectors(item, "item")
         if self.fitness.ranks:
-            return self.task.rank(lambda part: user_UO[part], item_JO, self.valid).means().get(self.fitness.kind, nan)
+            ranked = self.task.rank(lambda part: preferences(user_UO[part], item_JO), self.valid)
+            return ranked.means().get(self.fitness.kind, nan)
         plain = self.fitness.kind == "loss@1"
         loss_R = self._compact(user_UO, item_JO, plain) if self.compact else self._batched(user_UO, item_JO, plain)
         batches = torch.zeros(len(self.sizes), dtype=torch.float64, device=loss_R.device)

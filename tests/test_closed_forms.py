@@ -130,8 +130,26 @@ def test_what_is_solved_is_restored_and_bounded(prepared: Prepared, method: Meth
     assert method.price(data.schema)({}, "").table_params == data.schema.items * min(
         data.schema.items, 100 if method.name == "itemknn" else data.schema.items
     )
-    with pytest.raises(ValueError, match="20,001 items.*up to 20,000"):
-        method.price(replace(data.schema, items=20_001))
+
+
+def test_only_neighbours_are_kept_of_many_items(prepared: Prepared) -> None:
+    many = replace(prepared().schema, items=20_001)
+    with pytest.raises(ValueError, match="20,001 items.*EASE takes up to 20,000, itemknn any number"):
+        EASE().price(many)
+    assert ItemKNN(neighbours=7).price(many)({}, "").table_params == 7 * 20_001
+
+
+@pytest.mark.parametrize("cells", [1 << 24, 80 * 7])
+def test_what_is_mostly_zeros_ranks_as_if_dense(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, cells: int
+) -> None:
+    monkeypatch.setattr(itemknn, "CELLS", cells)
+    method, data = ItemKNN(neighbours=6), prepared().rows("test")
+    model = solved(method, prepared().rows("train")).only()
+    sparse, dense = (task.evaluate(model, data) for task in (method.task(data.schema), EASE().task(data.schema)))
+    assert set(sparse.values) == set(dense.values) and (sparse.units == dense.units).all()
+    for name, value in sparse.values.items():
+        np.testing.assert_allclose(value, dense.values[name], err_msg=name)
 
 
 def test_the_floors_find_what_goes_together(prepared: Prepared) -> None:

@@ -340,11 +340,7 @@ def test_a_run_is_evaluated_from_its_files(run_with: RunWith, monkeypatch: pytes
         assert [row[unit] for unit in UNITS] == [float(getattr(cost, unit)) for unit in UNITS]
     popular = run.rows("train").relevant.item.bincount(minlength=run.schema.items).double()
     data = run.rows("test")
-    golden = (
-        Popularity()
-        .task(run.schema)
-        .rank(lambda part: popular.new_ones(len(data.ranked_users()[0][part]), 1), popular[:, None], data)
-    )
+    golden = Popularity().task(run.schema).rank(lambda part: popular.repeat(len(data.ranked_users()[0][part]), 1), data)
     value = next(row["value"] for row in report["rows"] if (row["model_id"], row["metric"]) == (second, "recall@10"))
     assert value == pytest.approx(golden.means()["recall@10"], rel=1e-6)
     assert "beat" in report["verdict"] and report["timing"].keys() >= {"prepare"}

@@ -355,3 +355,14 @@ def test_a_program_that_gives_something_else_is_refused(runs: Runs, monkeypatch:
 
     with pytest.raises(Unexportable, match="the program 'model' is 0.001 from the model, more than 1e-05"):
         programs(replace(known, model=drifts), run.schema, run.rows("valid"))
+
+
+def test_vectors_too_large_for_files_are_refused_before_a_file_is_written(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, to = runs("autotower"), tmp_path / "bundle"
+    items = run.schema.items
+    monkeypatch.setattr(item_index, "LARGEST", items * 40 * 4 / 2**30)
+    with pytest.raises(ValueError, match=f"has {items} numbers here: those of {items} items take .* another --model"):
+        export(run, "ItemKNN", to=str(to))
+    assert not to.exists() or not list(to.iterdir())

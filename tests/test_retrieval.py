@@ -14,7 +14,7 @@ from components.run import Run
 from nascore.rows import Data
 from nascore.schema import Batch
 from nascore.tasks import Scores, retrieval
-from nascore.tasks.retrieval import Retrieval, encode_items, hits
+from nascore.tasks.retrieval import Retrieval, encode_items, hits, preferences
 
 Prepared = Callable[..., Run]
 
@@ -207,11 +207,11 @@ def test_a_split_is_encoded_block_by_block(prepared: Prepared, monkeypatch: pyte
     model = Model(data, 1)
     users, _ = data.ranked_users()
 
-    def user_of(part: slice) -> Tensor:
+    def score(part: slice) -> Tensor:
         asked.append(len(users[part]))
-        return model.user_UO[users[part].long()]
+        return preferences(model.user_UO[users[part].long()], model.item_IO)
 
-    Retrieval(data.schema.items, 64).rank(user_of, model.item_IO, data)
+    Retrieval(data.schema.items, 64).rank(score, data)
     assert set(asked[:-1]) == {7} and sum(asked) == len(users)
     blocks: list[int] = []
     items = encode_items(lambda batch: (blocks.append(len(batch)), model(batch))[1], data, block=32)
@@ -260,6 +260,6 @@ def test_a_model_that_tells_no_items_apart_finds_none(prepared: Prepared) -> Non
     data = prepared().rows("test")
     task, users = Retrieval(data.schema.items, 64, ks=(1, 2)), len(data.ranked_users()[0])
     for value in (0.0, 1.0, math.nan):
-        item = torch.full((data.schema.items, 2), value)
-        found = task.rank(lambda part: torch.ones(users, 2)[part], item, data)
+        score_UI = torch.full((users, data.schema.items), value)
+        found = task.rank(lambda part, score_UI=score_UI: score_UI[part], data)  # type: ignore[misc]
         assert not found.values["hit@2"].any()

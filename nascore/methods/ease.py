@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nascore.fitness import Fitness
 from nascore.methods import HandMade
-from nascore.methods.itemknn import ItemToItem, shared_users
+from nascore.methods.itemknn import ItemToItem, pasts, shared_users
 from nascore.net import Net
 from nascore.plugins import bounded
 from nascore.rows import Data
@@ -20,12 +20,20 @@ from nascore.space import Decision, Space
 from nascore.tasks.retrieval import Retrieval
 from nascore.training import Plan
 
+ITEMS = 20_000
+
 
 class _EASE(ItemToItem):
     """`transposed` is B by columns."""
 
     def __init__(self, method: "EASE", schema: Schema, space: Space) -> None:
         super().__init__(schema, space)
+        if schema.items > ITEMS:
+            needed = schema.items**2 * 4 / 2**30
+            raise ValueError(
+                f"{schema.items:,} items: an item-to-item matrix would take {needed:,.1f} GiB several times over; "
+                f"EASE takes up to {ITEMS:,}, itemknn any number"
+            )
         self.regularization = method.regularization
         self.transposed = nn.Parameter(torch.zeros(schema.items, schema.items), requires_grad=False)
 
@@ -33,7 +41,7 @@ class _EASE(ItemToItem):
         return self.transposed[item_B]
 
     def solve(self, data: Data) -> None:
-        gram_II = shared_users(data)
+        gram_II = torch.cat([shared_BI for _, shared_BI in shared_users(pasts(data))]).to(data.home)
         gram_II.diagonal().add_(self.regularization)
         inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(gram_II))
         self.transposed.copy_(inverse_II.div_(-inverse_II.diagonal()[:, None]).fill_diagonal_(0))

@@ -6,9 +6,12 @@ events of a user, here the whole past counts that the split may show, a repeated
 """
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 
 from nascore.cost import Cost
@@ -19,24 +22,15 @@ from nascore.plugins import bounded
 from nascore.rows import Data
 from nascore.schema import Batch, Schema
 from nascore.space import Decision, Mix, Space
+from nascore.tasks import Model
 from nascore.tasks.retrieval import Retrieval
 from nascore.training import Plan
 
-ITEMS = 20_000
 CELLS = 1 << 24
 
 
 class ItemToItem(Net):
     """Items spoken for by items: both sides' vectors have width I, a user's being 1 at each item of its past."""
-
-    def __init__(self, schema: Schema, space: Space) -> None:
-        super().__init__(schema, space)
-        if schema.items > ITEMS:
-            needed = schema.items**2 * 4 / 2**30
-            raise ValueError(
-                f"{schema.items:,} items: an item-to-item matrix would take {needed:,.1f} GiB several times over; "
-                f"this method takes up to {ITEMS:,}"
-            )
 
     @abstractmethod
     def weights(self, item_B: Tensor) -> Tensor:
@@ -57,15 +51,46 @@ class ItemToItem(Net):
         return {"item/weights": Cost(table_params=sum(parameter.numel() for parameter in self.parameters()))}
 
 
-def shared_users(data: Data) -> Tensor:
-    """How many users have both of two items in a split; of an item with itself, how many have it. Shape (I, I)."""
-    items = data.schema.items
-    count_II = torch.zeros(items, items, device=data.home)
-    for user_B in torch.arange(data.schema.users, device=data.home).split(max(1, CELLS // items)):
-        past_BI = torch.zeros(len(user_B), items, device=data.home)
-        past_BI[data.relevant.gather(user_B)] = 1.0
-        count_II.addmm_(past_BI.T.to_sparse(), past_BI)
-    return count_II
+def pasts(data: Data) -> csr_array:
+    """1 where a user has an item in a split, however often. Shape (users, items)."""
+    at, item = data.relevant.at.cpu().numpy(), data.relevant.item.cpu().numpy()
+    past_UI = csr_array((np.ones(len(item), np.float32), item, at), shape=(data.schema.users, data.schema.items))
+    past_UI.sum_duplicates()
+    past_UI.data[:] = 1
+    return past_UI
+
+
+def shared_users(past_UI: csr_array) -> Iterator[tuple[slice, Tensor]]:
+    """How many users have both of two items; of an item with itself, how many have it. Some items (b,) and (b, I)."""
+    have_IU = past_UI.T.tocsr()
+    items = past_UI.shape[1]
+    block = max(1, CELLS // items)
+    for start in range(0, items, block):
+        some = slice(start, min(start + block, items))
+        yield some, torch.from_numpy((have_IU[some] @ past_UI).toarray())
+
+
+def without_zeros(x_BI: Tensor) -> csr_array:
+    """The same numbers, sparse; several times as fast as scipy finds the place of each in two dimensions."""
+    x_N = x_BI.cpu().numpy().ravel()
+    (place_M,) = (x_N != 0).nonzero()
+    rows, width = x_BI.shape
+    at = np.searchsorted(place_M, np.arange(rows + 1) * width)
+    return csr_array((x_N[place_M], place_M % width, at), shape=(rows, width))
+
+
+class SparseRetrieval(Retrieval):
+    """Ranks by vectors that are mostly zeros: of each side only the others are kept and multiplied, on the CPU."""
+
+    def preferred(self, model: Model, data: Data) -> Callable[[Tensor], Tensor]:
+        ids = torch.arange(data.schema.items, dtype=torch.int32, device=data.home)
+        dense = (model(data.item_batch(part))["item"] for part in ids.split(max(1, CELLS // data.schema.items)))
+        item_OI = vstack([without_zeros(item_bO) for item_bO in dense], "csr").T.tocsr()
+
+        def preferred(user_BO: Tensor) -> Tensor:
+            return torch.from_numpy((without_zeros(user_BO) @ item_OI).toarray()).to(user_BO.device)
+
+        return preferred
 
 
 class _ItemKNN(ItemToItem):
@@ -83,13 +108,14 @@ class _ItemKNN(ItemToItem):
         return weight_BI.scatter_(1, self.neighbours[item_B].long(), self.similarity[item_B])
 
     def solve(self, data: Data) -> None:
-        similar_II = shared_users(data)
-        length_I = similar_II.diagonal().sqrt()
-        for item, row_I in enumerate(similar_II):
-            row_I /= (length_I[item] * length_I + self.shrinkage).clamp(min=1)
-        best = similar_II.fill_diagonal_(0).topk(self.similarity.shape[1])
-        self.similarity.copy_(best.values)
-        self.neighbours.copy_(best.indices)
+        past_UI = pasts(data)
+        length_I = torch.from_numpy(past_UI.sum(0)).sqrt()
+        for some, shared_BI in shared_users(past_UI):
+            similar_BI = shared_BI.div_((length_I[some, None] * length_I).add_(self.shrinkage).clamp_(min=1))
+            similar_BI.diagonal(some.start).zero_()
+            best = similar_BI.topk(self.similarity.shape[1])
+            self.similarity[some].copy_(best.values)
+            self.neighbours[some].copy_(best.indices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +137,7 @@ class ItemKNN(HandMade):
         return _ItemKNN(self, schema, space)
 
     def task(self, schema: Schema) -> Retrieval:
-        return Retrieval(schema.items, batch=self.retrain.batch, whole=True)
+        return SparseRetrieval(schema.items, batch=self.retrain.batch, whole=True)
 
     @property
     def stop(self) -> Fitness:

@@ -128,23 +128,31 @@ class Retrieval(Task):
     def evaluate(self, model: Model, data: Data) -> Scores:
         """Rank all items but those seen before for every user with an item to find in the split."""
         with torch.inference_mode():
-            item_IO = encode_items(model, data)
             users, before = data.ranked_users()
-            return self.rank(
-                lambda part: model(data.user_batch(users[part], before[part], self.whole))["user"], item_IO, data
-            )
+            preferred = self.preferred(model, data)
 
-    def rank(self, user_of: Callable[[slice], Tensor], item_IO: Tensor, data: Data) -> Scores:
-        """The scores of given item vectors, users encoded block by block, so memory stays bounded.
+            def score(part: slice) -> Tensor:
+                return preferred(model(data.user_batch(users[part], before[part], self.whole))["user"])
 
-        user_of: the vectors, (b, O) or (b, K, O), of a slice of `data.ranked_users()`. A user's relevant items are its
-        distinct items in the split that are candidates. Under the protocol `authors` they are all its events there, and
-        NDCG is relative to what was retrieved, as in AutoTower's public code. Equal scores count as higher ones.
+            return self.rank(score, data)
+
+    def preferred(self, model: Model, data: Data) -> Callable[[Tensor], Tensor]:
+        """What turns users' vectors into their preferences for all items, which it encodes once."""
+        item_IO = encode_items(model, data)
+        return lambda user: preferences(user, item_IO)
+
+    def rank(self, score: Callable[[slice], Tensor], data: Data) -> Scores:
+        """The scores of given preferences, computed for some users at a time, so memory stays bounded.
+
+        score: those for all items, (b, I), of a slice of `data.ranked_users()`; they are overwritten. A user's
+        relevant items are its distinct items in the split that are candidates. Under the protocol `authors` they are
+        all its events there, and NDCG is relative to what was retrieved, as in AutoTower's public code. Equal scores
+        count as higher ones.
         """
         users, _ = data.ranked_users()
         authors = data.schema.protocol == "authors"
         depth = min(max(self.ks), data.schema.items - 1)
-        cells = CELLS if item_IO.device.type == "cpu" else 16 * CELLS
+        cells = CELLS if users.device.type == "cpu" else 16 * CELLS
         block = max(1, min(4096, cells // data.schema.items))
         columns: dict[str, list[Tensor]] = {}
         kept: list[Tensor] = []
@@ -152,7 +160,7 @@ class Retrieval(Task):
             part = slice(start, min(start + block, len(users)))
             chosen = users[part]
             seen = data.seen.gather(chosen)
-            score_BI = preferences(user_of(part), item_IO)
+            score_BI = score(part)
             score_BI[:, 0] = -torch.inf
             score_BI[seen] = -torch.inf
             relevant_BI, place_N = torch.zeros_like(score_BI, dtype=torch.bool), data.relevant.gather(chosen)

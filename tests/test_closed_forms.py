@@ -52,7 +52,9 @@ def test_similarities_equal_a_loop(prepared: Prepared, monkeypatch: pytest.Monke
     assert any(len(past) < count for past, count in zip(users, data.relevant.at.diff().tolist(), strict=True)), (
         "repeats"
     )
+    known = data.relevant.at.clone(), data.relevant.item.clone()
     found = columns(solved(ItemKNN(neighbours=6, shrinkage=3.0), data))
+    assert torch.equal(known[0], data.relevant.at) and torch.equal(known[1], data.relevant.item), "only read"
     for item in range(items):
         similar = {
             other: len(have[item] & have[other]) / (math.sqrt(len(have[item]) * len(have[other])) + 3)

@@ -54,7 +54,8 @@ class ItemToItem(Net):
 def pasts(data: Data) -> csr_array:
     """1 where a user has an item in a split, however often. Shape (users, items)."""
     at, item = data.relevant.at.cpu().numpy(), data.relevant.item.cpu().numpy()
-    past_UI = csr_array((np.ones(len(item), np.float32), item, at), shape=(data.schema.users, data.schema.items))
+    shape = data.schema.users, data.schema.items
+    past_UI = csr_array((np.ones(len(item), np.float32), item, at), shape=shape, copy=True)
     past_UI.sum_duplicates()
     past_UI.data[:] = 1
     return past_UI

@@ -261,7 +261,7 @@ class Run:
             space = self.members(budget)
             self.method.check(self.schema, space)
             if not self.method.routes:
-                space.sample(Random(budget))
+                space.sample(Random(0))
         self.check_given()
         self.method.sampler(self.method.space(self.schema), 0)
         for method in self.methods:

@@ -11,7 +11,7 @@ import torch
 
 from nascore import plugins
 from nascore.cost import Budget, Cost
-from nascore.space import Decision, Genotype, Space, key
+from nascore.space import Decision, Genotype, Infeasible, Space, key, parse
 from nascore.strategies import Strategy, Trial
 
 NAMES = plugins.names("strategies")
@@ -159,6 +159,50 @@ def test_a_space_told_to_the_end_asks_no_more(name: str, first: Sequence[Genotyp
     asked = proposals(search(strategy, 1_000))
     assert sorted(asked) == sorted(key(genotype) for genotype in SMALL.members())
     assert strategy.ask() == []
+
+
+@pytest.mark.parametrize("name", ["evolution", "random", "regularized"])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_member_of_a_small_space_is_forgotten(name: str, seed: int) -> None:
+    space = Space([Decision(f"op/{i}", OPTIONS) for i in range(4)])
+    assert len({*proposals(search(make(name, space, seed), 1_000))}) == 256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_member_without_neighbours_is_asked_once(name: str) -> None:
+    """What a budget leaves may be no single change away from anything."""
+    space = Space([Decision(f"op/{i}", OPTIONS) for i in range(3)])
+    only = {f"op/{i}": min(OPTIONS, key=lambda option: price({"op": (option,)}).macs) for i in range(3)}
+    least = price({name: (option,) for name, option in only.items()}).macs
+    strategy = make(name, space.within(Budget({"macs": least}, price)))
+    assert proposals(search(strategy, 100)) == [key({name: (option,) for name, option in only.items()})]
+
+
+class Rare:
+    """Kept by one genotype in 256, so that one in eleven times 600 draws meet none."""
+
+    def excess(self, genotype: Genotype) -> float:
+        return worth(key(genotype)) % 256
+
+    def explain(self, genotype: Genotype) -> str:
+        return "rare"
+
+
+@pytest.mark.parametrize("name", ["random", "regularized"])
+def test_draws_that_meet_no_member_end_a_batch_and_no_search(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nascore.space.DRAWS", 600)
+    rare = Space([Decision(f"op/{i}", tuple("abcdefgh")) for i in range(5)]).within(Rare())
+    for seed in range(3):
+        asked = proposals(search(plugins.load("strategies", name)(rare, seed), 1_000, batches=2))
+        assert asked and all(Rare().excess(parse(one)) == 0 for one in asked)
+    monkeypatch.setattr("nascore.space.DRAWS", 1)
+    with pytest.raises(Infeasible, match="rare"):
+        plugins.load("strategies", name)(rare, 0).ask()
+
+
+def test_random_search_refuses_an_empty_batch() -> None:
+    with pytest.raises(ValueError, match="RandomSearch: batch is at least 1"):
+        plugins.load("strategies", "random")(SPACE, 0, batch=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

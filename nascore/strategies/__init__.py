@@ -8,12 +8,15 @@ exact replay, to its pinned proposals, and to doing no worse than random search 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from nascore.cost import Cost
-from nascore.space import Genotype, Space, key
+from nascore.space import Genotype, Infeasible, Space, key
+
+TRIES = 3
+WALKED = 10_000
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,43 @@ class Strategy(ABC):
     def opening(self, count: int, rng: Random) -> list[Genotype]:
         """All of `first`, filled up to `count` with uniform draws."""
         first = list(self.first)
-        return first + self.fresh(lambda: self.space.sample(rng), count - len(first), first)
+        return first + self.uniform(count - len(first), rng, first)
+
+    def uniform(self, count: int, rng: Random, asked: Sequence[Genotype] = ()) -> list[Genotype]:
+        """Up to `count` new genotypes drawn uniformly; fewer of a small space are all that it has left.
+
+        Raises Infeasible where draws meet no member at all.
+        """
+        found, small = list[Genotype](), self.space.size() <= WALKED
+        for _ in range(1 if small else TRIES):
+            found += self.fresh(lambda: self.space.sample(rng), count - len(found), [*asked, *found])
+        if len(found) < count and small:
+            left = list(self.space.members())
+            rng.shuffle(left)
+            found += self.new(left, count - len(found), [*asked, *found])
+        if not (found or asked or self.told):
+            found.append(self.space.sample(rng))
+        return found
 
     def fresh(self, draw: Callable[[], Genotype], count: int, asked: Sequence[Genotype] = ()) -> list[Genotype]:
-        """Up to `count` new genotypes from `draw`, in at most ten draws for each; none told or asked before."""
-        taken = {self.name(genotype) for genotype in asked}
+        """Up to `count` new genotypes, in at most ten draws for each; a draw that meets no member ends them."""
+        return self.new((draw() for _ in range(10 * count)), count, asked)
+
+    def new(self, drawn: Iterable[Genotype], count: int, asked: Sequence[Genotype] = ()) -> list[Genotype]:
+        """The first `count` genotypes that were neither told nor asked before."""
+        taken = {self.name(genotype) for genotype in asked} | self.known
         found: list[Genotype] = []
-        for _ in range(10 * count):
-            if len(found) == count:
-                break
-            genotype = draw()
-            name = self.name(genotype)
-            if name not in self.known and name not in taken:
-                taken.add(name)
-                found.append(genotype)
+        if count < 1:
+            return found
+        try:
+            for genotype in drawn:
+                if (name := self.name(genotype)) not in taken:
+                    taken.add(name)
+                    found.append(genotype)
+                if len(found) == count:
+                    break
+        except Infeasible:
+            pass
         return found
 
 

@@ -42,4 +42,4 @@ class Evolution(Strategy):
 
         children = self.fresh(crossed, self.population // 2) if top else []
         children += self.fresh(mutated, self.population - self.population // 2, children) if top else []
-        return children + self.fresh(lambda: self.space.sample(rng), self.population - len(children), children)
+        return children + self.uniform(self.population - len(children), rng, children)

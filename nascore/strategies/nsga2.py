@@ -43,7 +43,7 @@ class Nsga2(Strategy):
         study = self.study(self.sampler(rng.getrandbits(32)))
         drawn = self.questions.members(study, TRIES * self.population, rng)
         found = self.fresh(lambda: next(drawn), self.population)
-        return found + self.fresh(lambda: self.space.sample(rng), self.population - len(found), found)
+        return found + self.uniform(self.population - len(found), rng, found)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         super().tell(trials)

@@ -43,4 +43,4 @@ class Regularized(Strategy):
             parent = max(met, key=lambda trial: trial.score or 0.0).genotype
             times = max(1, min(self.changeable // 4, self.mutations - (self.tellings - 1) // self.decay))
             children = self.fresh(lambda: self.note(self.space.mutate(parent, rng, times=times), parent), self.children)
-        return children + self.fresh(lambda: self.space.sample(rng), self.children - len(children), children)
+        return children + self.uniform(self.children - len(children), rng, children)

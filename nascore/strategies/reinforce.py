@@ -77,7 +77,7 @@ class Reinforce(Strategy):
             return self.opening(self.batch, rng)
         drawn = self.members(rng)
         found = self.fresh(lambda: next(drawn), self.batch)
-        return found + self.fresh(lambda: self.space.sample(rng), self.batch - len(found), found)
+        return found + self.uniform(self.batch - len(found), rng, found)
 
     def members(self, rng: Random) -> Iterator[Genotype]:
         """The members among the controller's draws, 20 for each genotype asked for; then uniform ones without end."""

@@ -60,7 +60,7 @@ class Tpe(Strategy):
         study = self.questions.study(sampler, [StudyDirection.MAXIMIZE], self.remembered())
         drawn = self.questions.members(study, TRIES * self.batch, rng)
         found = self.fresh(lambda: next(drawn), self.batch)
-        return found + self.fresh(lambda: self.space.sample(rng), self.batch - len(found), found)
+        return found + self.uniform(self.batch - len(found), rng, found)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         super().tell(trials)

@@ -14,7 +14,7 @@ class Job:
 
     refit: whether the weights are those of a further training, on train and valid rows, for the best number of epochs.
     part: the kind of rows that it learns from, as `derive` told them apart; -1 for all rows. of: the folder of the
-    supernet that it may inherit from.
+    supernet that it may inherit from. tried: whether it is an attempt, which may diverge.
     """
 
     folder: str
@@ -24,6 +24,7 @@ class Job:
     refit: bool = False
     part: int = -1
     of: str = "supernet"
+    tried: bool = False
 
     @staticmethod
     def make(

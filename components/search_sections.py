@@ -136,7 +136,8 @@ def tuning(told: Told) -> str:
     for one in known["methods"]:
         chosen = ", ".join(f"{name} = {value}" for name, value in one["settings"].items()) or "its own"
         first, best = one["tried"][0]["value"], one["value"]
-        gained = f"{number(best)}<small>{number(best - first, '+')} over its own</small>"
+        over = "its own diverged" if first is None else f"{number(best - first, '+')} over its own"
+        gained = f"{number(best)}<small>{over}</small>"
         rows.append([escape(one["label"]), escape(chosen), gained, f"{len(one['tried'])}", f"{one['examples']:,}"])
     text = "Settings are chosen by real trainings on validation rows, one seed each, a method's own settings first. "
     text += f"Our supernet saw {spent['supernet']:,} training examples, calibrating candidates {spent['search']:,}, "

@@ -25,7 +25,7 @@ from nascore.methods import Method, from_json
 from nascore.net import Net, Supernet
 from nascore.rows import Data, Mode, seed_of
 from nascore.space import parse
-from nascore.training import Fit, State, refit, train
+from nascore.training import Fit, Learning, State, refit, train
 
 ROUTER = "router.safetensors"
 CHECKPOINT, REFITTED = "checkpoint.safetensors", "refitted.safetensors"
@@ -103,11 +103,19 @@ def steps_taken(run: Run, of: str = "supernet") -> int:
     return int(run.checkpoint(of).read_json("done.json")["step"])
 
 
+def seen(steps: int, batch: int, learning: Learning | None) -> int:
+    """Training examples of so many steps and of the sampler's lessons between them."""
+    return steps * batch + (learning.lessons(steps) * (learning.batch or batch) if learning else 0)
+
+
 # Models trained alone
 
 
 def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, Any]:
-    """Train a job's model from where it was left, into `weights.safetensors`; `result.json` says how it went."""
+    """Train a job's model from where it was left, into `weights.safetensors`; `result.json` says how it went.
+
+    The value of an attempt that diverged is None.
+    """
     folder = run.folder / job.folder
     if folder.done:
         known: dict[str, Any] = folder.read_json("result.json")
@@ -156,6 +164,11 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
         saved(CHECKPOINT),
         lambda epoch, value: tell(News(epoch, plan.epochs, "epochs", value, lasting=False)),
     )
+    if not outcome.weights and not job.tried:
+        raise FloatingPointError(
+            f"{job.folder}, {method.label}: no epoch gave a finite validation value; (loss, value) by epoch: "
+            f"{list(outcome.curve)}; lower its learning rate"
+        )
     weights = outcome.weights
     if job.refit:
         again = fresh("train+valid")
@@ -165,10 +178,10 @@ def train_alone(run: Run, job: Job, tell: Any = lambda news: None) -> dict[str, 
         "model_id": method.model_id(genotype, schema.split_digest),
         "name": method.name,
         "seed": job.seed,
-        "value": outcome.value,
+        "value": outcome.value if isfinite(outcome.value) else None,
         "best_epoch": outcome.best_epoch,
         "steps": outcome.steps,
-        "examples": outcome.steps * min(plan.batch, fit.data.rows) or fit.data.rows,
+        "examples": seen(outcome.steps, min(plan.batch, fit.data.rows), fit.learning) or fit.data.rows,
         "judged": min(judged, valid.rows) if judged else valid.rows,
         "curve": [[number if isfinite(number) else None for number in epoch] for epoch in outcome.curve],
         "seconds": round(time.monotonic() - started, 3),
@@ -245,5 +258,6 @@ def train_all(run: Run, stage: str, jobs: Sequence[Job], cut: bool = False) -> l
                 results[reference] = ray.get(reference)
             done += len(ready)
             if ready:
-                overall(News(done, len(jobs), "models", max(result["value"] for result in results.values())))
+                values = [result["value"] for result in results.values() if result["value"] is not None]
+                overall(News(done, len(jobs), "models", max(values, default=None)))
         return [results.get(reference) for reference in waiting]

@@ -15,7 +15,7 @@ from typing import Any
 
 from components.finalists import Finalist, known_as, untuned
 from components.run import Run
-from components.trainings import steps_taken, train_all
+from components.trainings import seen, steps_taken, train_all
 from nascore.cost import Budget
 from nascore.methods import Method
 
@@ -25,21 +25,25 @@ Settings = Mapping[str, str]
 
 @dataclass
 class Tuning:
-    """One method's tuning: what is left to try, and what was tried with what result."""
+    """One method's tuning: what is left to try, and what was tried with what result; None where it diverged.
+
+    begun: examples that a supernet of its own has seen.
+    """
 
     of: str
     label: str
     model: Finalist
     left: list[Settings]
+    begun: int = 0
     tried: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def examples(self) -> int:
-        return sum(one["examples"] for one in self.tried)
+        return self.begun + sum(one["examples"] for one in self.tried)
 
     def told(self) -> dict[str, Any]:
         """The best settings and all that was tried; among equals the first."""
-        best = max(self.tried, key=lambda one: one["value"])
+        best = max(self.tried, key=lambda one: -inf if one["value"] is None else one["value"])
         known = {"of": self.of, "label": self.label, "settings": best["settings"], "value": best["value"]}
         return {**known, "examples": self.examples, "tried": self.tried}
 
@@ -49,10 +53,7 @@ def main(run: Run) -> None:
     run.check_prepared()
     with run.stage("tune", resumes=True) as folder:
         wanted = run.tuning.configurations
-        plan, learning = run.method.train, run.method.learning
-        taken = steps_taken(run)
-        steps = taken + (learning.lessons(taken) if learning else 0)
-        spent = {"supernet": steps * plan.batch, "search": calibrated(run), "tuning": 0}
+        spent = {"supernet": trained(run, run.method), "search": calibrated(run), "tuning": 0}
         done: list[Tuning] = []
         if wanted:
             done = ours(run, wanted)
@@ -64,6 +65,11 @@ def main(run: Run) -> None:
             if not whole:
                 run.cut()
         folder.write_json("tuned.json", {"spent": spent, "methods": [one.told() for one in done]})
+
+
+def trained(run: Run, method: Method, of: str = "supernet") -> int:
+    """Training examples that a method's supernet has seen."""
+    return seen(steps_taken(run, of), method.train.batch, method.learning)
 
 
 def calibrated(run: Run) -> int:
@@ -105,7 +111,8 @@ def rivals(run: Run, wanted: int) -> list[Tuning]:
     for rival, model in zip(run.methods[1:], models, strict=True):
         left = configurations(rival)[:wanted]
         if len(left) > 1:
-            tunings.append(Tuning(known_as(run, rival), rival.label, model, left))
+            begun = trained(run, rival, model.of) if model.of != "supernet" else 0
+            tunings.append(Tuning(known_as(run, rival), rival.label, model, left, begun))
     return tunings
 
 
@@ -128,12 +135,12 @@ def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> bool:
             tried = replace(one.model, method=one.model.method.tuned(settings))
             name = tried.method.model_id(tried.parts[0], run.schema.split_digest, *tried.parts[1:])
             place = f"tune/{name}/part={{part}}" if tried.routed else f"tune/{name}"
-            each.append((name, tried.jobs(run.seeds[0], place)))
+            each.append((name, [replace(job, tried=True) for job in tried.jobs(run.seeds[0], place)]))
         distinct = {job.folder: job for _, jobs in each for job in jobs}
-        trained = train_all(run, "tune", [*distinct.values()], cut=True)
-        if None in trained:
+        told = train_all(run, "tune", [*distinct.values()], cut=True)
+        if None in told:
             return False
-        results = dict(zip(distinct, trained, strict=True))
+        results = dict(zip(distinct, told, strict=True))
         for (one, settings), (name, jobs) in zip(wave, each, strict=True):
             one.tried.append({"settings": settings, "model_id": name, **joined([results[job.folder] for job in jobs])})
         for one in opened:
@@ -142,9 +149,11 @@ def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> bool:
 
 
 def joined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One result of those of all parts of a model: values count by the rows they were judged on."""
+    """One result of those of all parts of a model: values count by the rows they were judged on; None if one is."""
     value, rows = results[0]["value"], sum(one["judged"] for one in results)
-    if len(results) > 1:
+    if None in [one["value"] for one in results]:
+        value = None
+    elif len(results) > 1:
         value = sum(one["value"] * one["judged"] for one in results) / rows
     seconds = round(sum(one["seconds"] for one in results), 3)
     known = {"value": value, "best_epoch": max(one["best_epoch"] for one in results), "seconds": seconds}

@@ -315,7 +315,10 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished training: the best weights, their validation value, and (loss, value) of each epoch."""
+    """A finished training: the best weights, their validation value, and (loss, value) of each epoch.
+
+    Without weights, and with a value of -inf, it diverged: no epoch gave a finite value.
+    """
 
     weights: State
     value: float
@@ -364,6 +367,4 @@ def train(
                 "curve": torch.tensor(curve, dtype=torch.float64),
             }
         )
-    if not best:
-        raise FloatingPointError(f"no epoch gave a finite validation value; (loss, value) by epoch: {curve}")
     return Outcome(best, stopping.best, stopping.best_epoch, fit.step, tuple(curve))

@@ -218,6 +218,24 @@ def test_a_split_is_encoded_block_by_block(prepared: Prepared, monkeypatch: pyte
     assert torch.equal(items, model.item_IO) and max(blocks) == 32 and sum(blocks) == data.schema.items
 
 
+def test_whole_pasts_are_shown_to_few_users_at_a_time(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, shown = prepared().rows("test"), list[tuple[int, ...]]()
+    model = Model(data, 1)
+    golden = Retrieval(data.schema.items, 64, whole=True).evaluate(model, data)
+    monkeypatch.setattr(retrieval, "EVENTS", 3 * int(data.ranked_users()[1].max()))
+
+    def watched(batch: Batch) -> dict[str, Tensor]:
+        if "user" in batch.keys:
+            shown.append(tuple(batch["history"].shape))
+        return model(batch)
+
+    scores = Retrieval(data.schema.items, 64, whole=True).evaluate(watched, data)
+    assert all(users * past <= retrieval.EVENTS for users, past in shown) and max(shown)[0] >= 3
+    assert (scores.units == golden.units).all()
+    for name, value in golden.values.items():
+        np.testing.assert_array_equal(scores.values[name], value)
+
+
 def test_ranking_shows_the_model_what_the_split_allows(prepared: Prepared) -> None:
     data, histories = prepared().rows("test"), []
 

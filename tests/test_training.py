@@ -250,10 +250,11 @@ def test_a_killed_training_ends_as_if_it_had_not_been(prepared: Prepared) -> Non
         )
 
 
-def test_no_finite_value_is_an_error_that_shows_the_curve(prepared: Prepared) -> None:
-    fit = alone(prepared().rows("train"))
-    with pytest.raises(FloatingPointError, match=r"no epoch gave a finite validation value.*nan\)\]"):
-        train(fit, lambda model: math.nan)
+def test_no_finite_value_leaves_no_weights(prepared: Prepared) -> None:
+    fit = alone(prepared().rows("train"), epochs=2)
+    outcome = train(fit, lambda model: math.nan)
+    assert not outcome.weights and outcome.value == -math.inf and outcome.steps == fit.step > 0
+    assert len(outcome.curve) == 2 and all(math.isnan(value) for _, value in outcome.curve)
 
 
 def test_a_model_without_epochs_is_solved(prepared: Prepared) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from components.job import Job
 from components.run import STAGES, Run
 from components.search import Search, continue_search, write_results
 from components.settings import Tuning as Wanted
+from components.trainings import train_alone
 from nascore import plugins
 from nascore.fitness import Fitness
 from nascore.methods import Method, from_json
@@ -34,7 +36,7 @@ BUDGET = "macs=4000"
 @pytest.fixture(autouse=True)
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Supernets that were trained to the end."""
-    monkeypatch.setattr(tune, "steps_taken", lambda run: run.method.train.steps)
+    monkeypatch.setattr(tune, "steps_taken", lambda run, of: run.method.train.steps)
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
         waves.append(list(jobs))
         assert stage == "tune" and len({job.folder for job in jobs}) == len(jobs)
         known = {"best_epoch": 2, "seconds": 0.1, "steps": 10, "examples": 10 * 64, "judged": 50}
-        return [{"model_id": job.folder.split("/")[1], "value": value(job), **known} for job in jobs]
+        return [{"model_id": job.folder.split("/")[1], "value": told_value(job), **known} for job in jobs]
 
     monkeypatch.setattr(tune, "train_all", train_all)
     return waves
@@ -71,6 +73,9 @@ def value(job: Job) -> float:
     """Best at a width of 24, then at a learning rate of .01."""
     method: Any = from_json(job.method)
     return -abs(method.embedding - 24) - abs(method.training.learning_rate - 0.01)
+
+
+told_value: Callable[[Job], float | None] = value
 
 
 def told(run: Run) -> tuple[dict[str, Any], dict[str, int]]:
@@ -129,6 +134,34 @@ def test_no_more_settings_are_tried_than_asked_for(
     assert {of: len(one["tried"]) for of, one in found.items() if of != BUDGET} == (
         {} if not wanted else {"": 1} if wanted == 1 else {"": 6, RIVAL.model_id({}, run.schema.split_digest): 6}
     )
+
+
+def test_settings_that_diverge_are_tried_and_not_taken(
+    searched: Callable[..., Run], trained: list[list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(job: Job) -> float | None:
+        method: Any = from_json(job.method)
+        return None if method.name == "googlednn" or method.training.learning_rate != 0.01 else value(job)
+
+    monkeypatch.setitem(globals(), "told_value", lost)
+    run = searched(RIVAL, tuning=Wanted(6))
+    tune.main(run)
+    found, _ = told(run)
+    ours, rival = found[""], found[RIVAL.model_id({}, run.schema.split_digest)]
+    assert ours["tried"][0]["value"] is None and ours["settings"]["training.learning_rate"] == "0.01"
+    assert ours["value"] == max(one["value"] for one in ours["tried"] if one["value"] is not None)
+    assert rival["settings"] == {} and rival["value"] is None and len(rival["tried"]) == 6
+
+
+def test_only_an_attempt_may_diverge(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, rival = run_with(METHOD, RIVAL), replace(RIVAL, training=replace(TRAINING, epochs=1))
+    monkeypatch.setattr(Fitness, "measure", lambda *asked: nan)
+    result = train_alone(run, replace(Job.make("tune/lost", rival, {}, 0), tried=True))
+    assert result["value"] is None and result["examples"] == result["steps"] * 64 > 0
+    assert train_alone(run, replace(Job.make("tune/lost", rival, {}, 0), tried=True)) == result
+    with pytest.raises(FloatingPointError, match=r"retrain/lost, GoogleDNN L: no epoch gave a finite .*nan\)\]; lower"):
+        train_alone(run, Job.make("retrain/lost", rival, {}, 0))
+    assert not (run.folder / "retrain/lost").done
 
 
 def test_what_two_budgets_have_in_common_is_trained_once(

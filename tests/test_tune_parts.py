@@ -10,11 +10,12 @@ import pytest
 
 from components import tune
 from components.derive import candidate
-from components.finalists import finalists
+from components.finalists import Finalist, finalists
 from components.job import Job
 from components.run import Run
 from components.settings import Tuning as Wanted
 from nascore.methods import Derived, Method
+from nascore.methods.autofield import AutoField
 from nascore.methods.fm import FM
 from nascore.methods.ihas import ADAM, IHAS
 from nascore.space import Genotype
@@ -30,7 +31,7 @@ STAGES = ("prepare", "supernet", "derive", "tune", "retrain", "evaluate", "repor
 @pytest.fixture(autouse=True)
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Supernets that were trained to the end."""
-    monkeypatch.setattr(tune, "steps_taken", lambda run: run.method.train.steps)
+    monkeypatch.setattr(tune, "steps_taken", lambda run, of: run.method.train.steps)
 
 
 @pytest.fixture
@@ -100,12 +101,23 @@ def test_parts_are_tried_together_and_count_by_their_rows(derived: Callable[...,
     assert len(rival["tried"]) == 4 and ours["tried"][0]["settings"] == {}
 
 
-def test_lessons_count_as_examples(derived: Callable[..., Run], trained: list[Job]) -> None:
-    method = replace(METHOD, learner=replace(METHOD.learner, every=3))
+@pytest.mark.parametrize("batch, rows", [(0, 128), (50, 50)])
+def test_lessons_count_as_examples(derived: Callable[..., Run], trained: list[Job], batch: int, rows: int) -> None:
+    method = replace(METHOD, learner=replace(METHOD.learner, every=3, batch=batch))
     run = derived(tuning=Wanted(1))
     run = replace(run, methods=(method,))
     tune.main(run)
-    assert told(run)[1]["supernet"] == (60 + (60 - 20) // 3) * 128
+    assert told(run)[1]["supernet"] == 60 * 128 + (60 - 20) // 3 * rows
+
+
+def test_a_rivals_own_supernet_counts_against_it(derived: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    rival = AutoField(training=replace(ADAM, batch=32))
+    run = derived(rival)
+    one = Finalist("AutoField", "baseline", rival, ({},), "x", of="derive/autofield")
+    monkeypatch.setattr(tune, "untuned", lambda run: [one])
+    monkeypatch.setattr(tune, "steps_taken", lambda run, of: {"derive/autofield": 100}[of])
+    (own,) = tune.rivals(run, 3)
+    assert own.examples == tune.seen(100, rival.train.batch, rival.learning) > 100 * rival.train.batch
 
 
 def test_what_was_tuned_is_used_by_every_model(derived: Callable[..., Run], trained: list[Job]) -> None:

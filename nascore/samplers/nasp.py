@@ -5,8 +5,10 @@ path. A step of the strengths takes the gradient at that discrete point, for whi
 applies it to the continuous strengths and clips them. AutoTower compares with it as another search strategy (§4.3.2,
 Table 6).
 
-Ours: where one option must be picked, only differences to the mean of the decision's gradient are applied. What all
-options have in common says nothing about which to pick, and would carry them to the same bound, where they tie.
+Ours: where one option must be picked, what is applied is the difference to the gradient of the option that runs, which
+itself stays: only options that promise more than it climb past it. As Adam's steps are about as long for a small
+gradient as for a large one, plain gradients, or differences to their mean, carry many options to the same bound, where
+they tie.
 """
 
 from typing import Any
@@ -50,7 +52,7 @@ class Nasp(Sampler):
         mix: dict[str, Tensor] = {}
         decided = zip(self.space.decisions.items(), point.split(sizes), self.strength.split(sizes), strict=True)
         for (name, decision), chosen, part in decided:
-            part = part - part.mean() if decision.least == decision.most == 1 else part
+            part = part - chosen * part.sum() if decision.least == decision.most == 1 else part
             mix[name] = chosen + (part - part.detach())
         return mix
 

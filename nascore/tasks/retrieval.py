@@ -19,6 +19,7 @@ from nascore.tasks import Model, Scores, Task
 Output = Mapping[str, Tensor]
 SIGNLESS = (1 << 31) - 1  # all bits of an int32 but the first
 CELLS = 1 << 20  # preferences ranked at a time: what a CPU's cache holds; an accelerator takes 16 times as many
+EVENTS = 1 << 20  # past events shown at a time, where pasts are whole
 
 
 class Retrieval(Task):
@@ -132,7 +133,11 @@ class Retrieval(Task):
             preferred = self.preferred(model, data)
 
             def score(part: slice) -> Tensor:
-                return preferred(model(data.user_batch(users[part], before[part], self.whole))["user"])
+                user_b, before_b = users[part], before[part]
+                few = EVENTS // max(1, int(before_b.max())) if self.whole else len(user_b)
+                some = zip(user_b.split(max(1, few)), before_b.split(max(1, few)), strict=True)
+                each = [preferred(model(data.user_batch(*shown, self.whole))["user"]) for shown in some]
+                return torch.cat(each) if len(each) > 1 else each[0]
 
             return self.rank(score, data)
 

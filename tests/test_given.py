@@ -152,7 +152,7 @@ def test_a_sampler_that_learns_names_a_candidate_of_each_budget(run_with: RunWit
     continue_training(run)
     whole = (run.folder / "supernet/step-000000012").read_tensors("weights.safetensors")
     strength = whole["supernet.sampler.strength"]
-    assert strength.min() >= 0 and strength.max() <= 1 and torch.unique(strength).numel() > 20
+    assert strength.min() >= 0 and strength.max() <= 1 and torch.unique(strength).numel() > 10
     for budget in run.budgets:
         (name, decided), *others = unsearched(run, budget).items()
         assert name == "nasp" and decided in run.members(budget) and not others

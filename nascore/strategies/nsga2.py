@@ -41,8 +41,7 @@ class Nsga2(Strategy):
         if not self.told:
             return self.opening(self.population, rng)
         study = self.study(self.sampler(rng.getrandbits(32)))
-        drawn = self.questions.members(study, TRIES * self.population, rng)
-        found = self.fresh(lambda: next(drawn), self.population)
+        found = self.new(self.questions.members(study, TRIES * self.population, rng), self.population)
         return found + self.uniform(self.population - len(found), rng, found)
 
     def tell(self, trials: Sequence[Trial]) -> None:

@@ -75,17 +75,14 @@ class Reinforce(Strategy):
         rng = self.rng()
         if not self.told:
             return self.opening(self.batch, rng)
-        drawn = self.members(rng)
-        found = self.fresh(lambda: next(drawn), self.batch)
+        found = self.new(self.members(rng), self.batch)
         return found + self.uniform(self.batch - len(found), rng, found)
 
     def members(self, rng: Random) -> Iterator[Genotype]:
-        """The members among the controller's draws, 20 for each genotype asked for; then uniform ones without end."""
+        """The members among the controller's draws, 20 for each genotype asked for."""
         generator = _generator(rng)
         for _ in range(TRIES):
             yield from (genotype for genotype in self.controller.draw(self.batch, generator) if genotype in self.space)
-        while True:
-            yield self.space.sample(rng)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         super().tell(trials)

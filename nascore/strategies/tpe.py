@@ -58,8 +58,7 @@ class Tpe(Strategy):
             return self.opening(self.batch, rng)
         sampler = TPESampler(seed=rng.getrandbits(32), n_ei_candidates=self.candidates, multivariate=self.multivariate)
         study = self.questions.study(sampler, [StudyDirection.MAXIMIZE], self.remembered())
-        drawn = self.questions.members(study, TRIES * self.batch, rng)
-        found = self.fresh(lambda: next(drawn), self.batch)
+        found = self.new(self.questions.members(study, TRIES * self.batch, rng), self.batch)
         return found + self.uniform(self.batch - len(found), rng, found)
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -140,10 +139,8 @@ class Questions:
         return study
 
     def members(self, study: Study, tries: int, rng: Random) -> Iterator[Genotype]:
-        """The members of the space among so many draws of the study's sampler; then uniform ones without end."""
+        """The members of the space among so many draws of the study's sampler."""
         for _ in range(tries):
             genotype = self.genotype(study.ask(self.distributions).params, rng)
             if genotype in self.space:
                 yield genotype
-        while True:
-            yield self.space.sample(rng)

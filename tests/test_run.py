@@ -320,3 +320,12 @@ def test_a_split_that_nothing_can_be_ranked_on_is_refused(prepared: Callable[...
     with pytest.raises(DataError, match="on the valid split under protocol user_temporal: none of its users has both"):
         run.check_prepared()
     shopping.check_prepared()
+
+
+def test_whether_a_budget_is_met_does_not_hang_on_how_it_is_spelled(
+    run_with: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, sample = list[float](), Space.sample
+    monkeypatch.setattr(Space, "sample", lambda own, rng: (drawn.append(rng.random()), sample(own, rng))[1])
+    run_with(METHOD, budgets=("macs=1e9", "macs=1000000000", "M")).check_prepared()
+    assert len(drawn) >= 3 and len({*drawn}) == 1

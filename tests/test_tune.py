@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import nan
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from components import tune
+from components import search_sections, tune
 from components.finalists import finalists
 from components.job import Job
 from components.run import STAGES, Run
@@ -63,7 +64,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
         waves.append(list(jobs))
         assert stage == "tune" and len({job.folder for job in jobs}) == len(jobs)
         known = {"best_epoch": 2, "seconds": 0.1, "steps": 10, "examples": 10 * 64, "judged": 50}
-        return [{"model_id": job.folder.split("/")[1], "value": told_value(job), **known} for job in jobs]
+        return [{"model_id": job.folder.split("/")[1], "value": value(job), **known} for job in jobs]
 
     monkeypatch.setattr(tune, "train_all", train_all)
     return waves
@@ -73,9 +74,6 @@ def value(job: Job) -> float:
     """Best at a width of 24, then at a learning rate of .01."""
     method: Any = from_json(job.method)
     return -abs(method.embedding - 24) - abs(method.training.learning_rate - 0.01)
-
-
-told_value: Callable[[Job], float | None] = value
 
 
 def told(run: Run) -> tuple[dict[str, Any], dict[str, int]]:
@@ -139,11 +137,13 @@ def test_no_more_settings_are_tried_than_asked_for(
 def test_settings_that_diverge_are_tried_and_not_taken(
     searched: Callable[..., Run], trained: list[list[Job]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    own = value
+
     def lost(job: Job) -> float | None:
         method: Any = from_json(job.method)
-        return None if method.name == "googlednn" or method.training.learning_rate != 0.01 else value(job)
+        return None if method.name == "googlednn" or method.training.learning_rate != 0.01 else own(job)
 
-    monkeypatch.setitem(globals(), "told_value", lost)
+    monkeypatch.setitem(globals(), "value", lost)
     run = searched(RIVAL, tuning=Wanted(6))
     tune.main(run)
     found, _ = told(run)
@@ -151,6 +151,14 @@ def test_settings_that_diverge_are_tried_and_not_taken(
     assert ours["tried"][0]["value"] is None and ours["settings"]["training.learning_rate"] == "0.01"
     assert ours["value"] == max(one["value"] for one in ours["tried"] if one["value"] is not None)
     assert rival["settings"] == {} and rival["value"] is None and len(rival["tried"]) == 6
+
+
+@pytest.mark.parametrize("first, best, told", [(0.25, 0.3, "+0.0500 over its own"), (None, 0.3, "its own diverged")])
+def test_the_report_says_what_tuning_gained(first: float | None, best: float, told: str) -> None:
+    tried = [{"settings": {}, "value": first}, {"settings": {"embedding": "24"}, "value": best}]
+    one = {"label": "Ours", "settings": {"embedding": "24"}, "value": best, "examples": 310, "tried": tried}
+    known: Any = SimpleNamespace(tuning={"spent": {"supernet": 1, "search": 1, "tuning": 1}, "methods": [one]})
+    assert f"0.3000<small>{told}</small>" in search_sections.tuning(known)
 
 
 def test_only_an_attempt_may_diverge(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:

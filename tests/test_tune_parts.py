@@ -101,6 +101,13 @@ def test_parts_are_tried_together_and_count_by_their_rows(derived: Callable[...,
     assert len(rival["tried"]) == 4 and ours["tried"][0]["settings"] == {}
 
 
+def test_a_model_of_which_one_part_diverged_did() -> None:
+    known = {"judged": 5, "seconds": 0.1, "best_epoch": 1, "examples": 10}
+    parts = [{**known, "value": value} for value in (-0.5, None, -0.3)]
+    assert tune.joined(parts)["value"] is None and tune.joined(parts)["examples"] == 30
+    assert tune.joined(parts[::2])["value"] == pytest.approx(-0.4)
+
+
 @pytest.mark.parametrize("batch, rows", [(0, 128), (50, 50)])
 def test_lessons_count_as_examples(derived: Callable[..., Run], trained: list[Job], batch: int, rows: int) -> None:
     method = replace(METHOD, learner=replace(METHOD.learner, every=3, batch=batch))

@@ -208,6 +208,7 @@ def test_validation_rows_that_teach_the_controller_do_not_judge_the_model(
     (fit,), valid = made, run.rows("valid")
     assert fit.held is not None and torch.equal(fit.held.packed, valid.packed[1::2])
     assert torch.equal(fit.data.packed, run.rows("train").packed) and result["judged"] == (valid.rows + 1) // 2
+    assert result["examples"] == (2 * result["steps"] - 4) * 128, "a lesson after each step but the first four"
     batch = valid.batch(torch.arange(0, valid.rows, 2))
     assert batch.label is not None
     for model, value in ((fit.supernet.eval().steadily, result["curve"][-1][1]), (read.model, result["value"])):

@@ -151,6 +151,7 @@ def test_settings_that_diverge_are_tried_and_not_taken(
     assert ours["tried"][0]["value"] is None and ours["settings"]["training.learning_rate"] == "0.01"
     assert ours["value"] == max(one["value"] for one in ours["tried"] if one["value"] is not None)
     assert rival["settings"] == {} and rival["value"] is None and len(rival["tried"]) == 6
+    assert all(job.tried for wave in trained for job in wave)
 
 
 @pytest.mark.parametrize("first, best, told", [(0.25, 0.3, "+0.0500 over its own"), (None, 0.3, "its own diverged")])

@@ -268,7 +268,7 @@ class Run:
             method.price(self.schema)  # builds its net, of no weights
             for fitness in (method.fitness, method.stop):
                 fitness.check(method.task(self.schema))
-        task = type(self.method.task(self.schema))
+        task = self.method.task(self.schema)
         known = (self.folder / STAGES[0]).read_json("statistics.json").get("open_to", {})
         for split, users in known.items():
             if task.unmet and not users:
@@ -278,10 +278,11 @@ class Run:
                 )
         for rival in self.methods[1:]:
             rival.check(self.schema, rival.space(self.schema))
-            if (other := type(rival.task(self.schema))) is not task:
+            other = rival.task(self.schema)
+            if not isinstance(other, type(task)) and not isinstance(task, type(other)):  # one may refine the other
                 raise ValueError(
-                    f"--rivals: {rival.name} is trained and judged for {other.__name__}, {self.method.name} for "
-                    f"{task.__name__}: their figures do not compare"
+                    f"--rivals: {rival.name} is trained and judged for {type(other).__name__}, {self.method.name} for "
+                    f"{type(task).__name__}: their figures do not compare"
                 )
             if rival.space(self.schema).size() > 1 and not rival.decides:
                 raise ValueError(f"--rivals: {rival.name} has something to decide, but does not by itself")

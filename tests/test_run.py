@@ -24,10 +24,15 @@ from nascore import space
 from nascore.datasets import DataError
 from nascore.fitness import Fitness
 from nascore.methods.autotower import AutoTower
+from nascore.methods.bst import BST
+from nascore.methods.ease import EASE
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.gru4rec import GRU4Rec
+from nascore.methods.itemknn import ItemKNN
+from nascore.methods.mind import MIND
 from nascore.methods.popularity import Popularity
 from nascore.methods.sasrec import SASRec
+from nascore.methods.senet import SENET
 from nascore.sequence_net import Training as SequenceTraining
 from nascore.space import Infeasible, Space
 from nascore.two_tower import Training
@@ -306,6 +311,13 @@ def test_rivals_of_another_task_or_with_a_choice_are_refused(run_with: Callable[
     with pytest.raises(ValueError, match="autotower has something to decide"):
         run_with(Popularity(), AutoTower(blocks=1), budgets=("macs=1e9",)).check_prepared()
     run_with(SASRec(training=short), GRU4Rec(training=short), budgets=("macs=1e9",)).check_prepared()
+
+
+def test_all_methods_of_a_task_are_rivals_of_each_other(run_with: Callable[..., Run]) -> None:
+    floors = (Popularity(), ItemKNN(), EASE())
+    nets = tuple(rival(size="L", training=METHOD.training) for rival in (GoogleDNN, SENET, BST, MIND))
+    run_with(METHOD, *nets, *floors, budgets=("macs=1e9",)).check_prepared()
+    run_with(*reversed(floors), *nets, budgets=("macs=1e9",)).check_prepared()
 
 
 def test_a_split_that_nothing_can_be_ranked_on_is_refused(prepared: Callable[..., Run], tmp_path: Path) -> None:

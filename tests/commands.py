@@ -20,7 +20,7 @@ SMALL = {
         "--method.training.epochs=2",
         "--strategies=[evolution:population=8,random:batch=8]",
         "--budgets=[macs=100000]",
-        "--rivals=[googlednn:size=L,popularity]",
+        "--rivals=[googlednn:size=L,itemknn,ease,popularity]",
         "--seeds=[0,1]",
         "--keep=1",
         "--diagnosis.genotypes=3",

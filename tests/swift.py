@@ -4,6 +4,7 @@
 where it is missing, and are skipped where it cannot be built.
 """
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -40,18 +41,21 @@ class Server:
 
 def build() -> None:
     """Make the environment, once; raises `Unavailable` with the reason where that is not possible."""
-    if (HOME / "built").exists():
-        return
     commands = (
-        [sys.executable, "-m", "venv", "--clear", str(HOME)],
+        [sys.executable, "-m", "venv", str(HOME)],
         [f"{HOME}/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--retries=1", PACKAGE],
         [f"{HOME}/bin/python", "-c", "import swift.proxy.server, swift.obj.server"],
     )
-    for command in commands:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
-        if done.returncode:
-            raise Unavailable(f"{PACKAGE} cannot be installed: {done.stdout.strip()[-300:]}")
-    (HOME / "built").write_text(PACKAGE)
+    HOME.mkdir(parents=True, exist_ok=True)
+    with open(HOME / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that share the tests need it at once
+        if (HOME / "built").exists():
+            return
+        for command in commands:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+            if done.returncode:
+                raise Unavailable(f"{PACKAGE} cannot be installed: {done.stdout.strip()[-300:]}")
+        (HOME / "built").write_text(PACKAGE)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from nascore import plugins
 from nascore.datasets import DataError, Dataset, Feature, Layout
-from nascore.tables import Vocabulary
+from nascore.tables import Entities, Vocabulary
 
 
 def main(arguments: list[str]) -> None:
@@ -52,11 +52,17 @@ def survey(dataset: Dataset) -> tuple[dict[str, str], list[tuple[str, ...]]]:
         _add(columns, table)
     if not rows:
         raise DataError(f"{dataset.raw} holds no usable row")
-    for feature in layout.features:
-        if feature.side != "row" and feature.name not in (layout.user, layout.item):
-            for table in dataset.entities(feature.side):
-                _add({feature.name: columns[feature.name]} if feature.name in table.column_names else {}, table)
-    return _facts(dataset, layout, rows, positive, per_user, per_item, first, last), [
+    facts = _facts(dataset, layout, rows, positive, per_user, per_item, first, last)
+    for side, key, vocabulary in (("user", layout.user, users), ("item", layout.item, items)) if layout.user else ():
+        own = {f.name: columns[f.name] for f in layout.features if f.side == side and f.name != key}
+        entities = Entities(side, key, vocabulary, ())
+        for table in dataset.entities(side):
+            entities.add_table(table)
+            _add(own, table)
+        entities.check_tables()
+        if entities.tabled:
+            facts[f"in the {side} table"] = f"{entities.covered:.1%} of the log's {key}"
+    return facts, [
         (f.name, f.side, f"{f.kind}, {f.bins} bins" if f.bins else f.kind, *columns[f.name].told())
         for f in layout.features
     ]
@@ -101,7 +107,7 @@ def _facts(
         "rows": f"{rows:,}",
         "rows with a positive label": f"{positive:,} ({positive / rows:.2%})" if layout.label else "all (no label)",
         "malformed rows left out": f"{sum(dataset.bad.values()):,}",
-        "protocols": ", ".join(dataset.protocols),
+        "protocols": ", ".join(p for p in dataset.protocols if plugins.load("protocols", p).apart != bool(layout.user)),
         "time": f"{layout.timestamp}, {first} to {last}" if layout.timestamp else "the order of the file",
     }
     if not layout.user:

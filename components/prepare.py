@@ -86,6 +86,7 @@ class Log:
         for side in self.sides:
             for table in self.dataset.entities(side.side):
                 side.add_table(table)
+            side.check_tables()
 
     def _spill(self, table: pa.Table) -> None:
         records = np.zeros(len(table), self.record)

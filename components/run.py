@@ -180,6 +180,13 @@ class Run:
         """Raise where the raw files are not there, or their rows are not of the kind that the methods learn from."""
         dataset = self.raw_data()
         apart, what = not dataset.layout().user, ("rows of users", "rows that stand by themselves")
+        for method in self.methods:
+            if method.apart != apart:
+                there = f"{self.raw or self.dataset} holds {what[apart]}"
+                raise DataError(
+                    f"{method.name} learns from {what[method.apart]}, but {there}; `python -m pipelines` lists what "
+                    "learns from such"
+                )
         if plugins.load("protocols", self.protocol).apart != apart:
             fit = [name for name in dataset.protocols if plugins.load("protocols", name).apart == apart]
             raise DataError(f"{self.raw or self.dataset} holds {what[apart]}: --protocol must be {' or '.join(fit)}")
@@ -189,9 +196,6 @@ class Run:
                     f"{method.name}: training.targets=all learns each event from those before it, but under "
                     f"{self.protocol} events of equal times stand side by side: --protocol must be leave_one_out"
                 )
-            if method.apart != apart:
-                there = f"{self.raw or self.dataset} holds {what[apart]}"
-                raise DataError(f"{method.name} learns from {what[method.apart]}, but {there}")
         if apart and not any(feature.kind == "category" or feature.bins for feature in dataset.layout().features):
             raise DataError(
                 f"{self.raw or self.dataset} has no feature of kind category, and a click model embeds at least one: "
@@ -214,6 +218,8 @@ class Run:
         for stage in self.stages:
             if stage not in STAGES:
                 raise ValueError(f"no stage {stage!r}; there are: {', '.join(STAGES)}")
+        if list(self.stages) != [stage for stage in STAGES if stage in self.stages]:
+            raise ValueError(f"--stages {list(self.stages)}: each stands once, in the order {', '.join(STAGES)}")
         if "derive" not in self.stages and "derive" in replace(self, stages=STAGES).planned:
             raise ValueError("--stages must hold derive: a method of this run decides by itself")
         without = ("strategies",) if self.given or self.method.learning else ()

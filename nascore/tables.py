@@ -102,6 +102,7 @@ class Entities:
         self.values: dict[str, dict[int, Any]] = {feature.name: {} for feature in self.own}
         self.since: dict[int, int] = {}
         self.tabled: set[int] = set()
+        self.stranger: object = None
         self.known: dict[str, Iterable[pa.Table]] = {}
 
     def add_table(self, table: pa.Table) -> None:
@@ -114,10 +115,26 @@ class Entities:
             if i and i in self.tabled:
                 raise DataError(f"the {self.side} table has two rows for {self.key} {table[self.key][row]}")
             self.tabled.add(i)
+        if 0 in self.tabled and self.stranger is None:
+            self.stranger = table[self.key][int((ids == 0).argmax())].as_py()
         for feature in self.own:
             if feature.name in table.column_names:
                 values = table[feature.name].to_pylist()
                 self.values[feature.name].update((int(i), v) for i, v in zip(ids, values, strict=True) if i)
+
+    @property
+    def covered(self) -> float:
+        """The share of the log's keys that the tables hold."""
+        return len(self.tabled - {0}) / max(1, len(self.keys) - 1)
+
+    def check_tables(self) -> None:
+        """Raise DataError where there are tables and none of their keys is one of the log."""
+        if self.tabled == {0}:
+            known = next(iter(self.keys.ids), None)
+            raise DataError(
+                f"the {self.side} table holds none of the log's {self.key}, such as {known!r}, but others, such as "
+                f"{self.stranger!r}: both must name an entity by the same value"
+            )
 
     def add_log(self, table: pa.Table, ids: Ids, timestamp: NDArray[np.int64]) -> None:
         """Take the features that stand in the log, as of the earliest row of each key."""

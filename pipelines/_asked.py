@@ -64,8 +64,8 @@ class Nightly:
 
     def __post_init__(self) -> None:
         plugins.bounded(self, window=2, warm_steps=0, margin=0, lease=1, wait=0)
-        if self.night:
-            date.fromisoformat(self.night)
+        if self.night and (written := date.fromisoformat(self.night).isoformat()) != self.night:
+            raise ValueError(f"night {self.night!r}: days are compared as they are written, so write it as {written}")
 
     @property
     def tonight(self) -> str:
@@ -79,8 +79,11 @@ class Nightly:
         return dataset
 
     def days(self) -> tuple[str, ...]:
-        """The newest complete days before this night, rising."""
-        return partitions.latest(partitions.complete(self.rows(()).files("day=*/*"), self.tonight), self.window)
+        """The newest complete days before this night, rising; raises DataError where there is no day at all."""
+        dataset = self.rows(())
+        if not (files := dataset.files("day=*/*")):
+            raise dataset.missing("folder of a day, such as day=2026-01-30")
+        return partitions.latest(partitions.complete(files, self.tonight), self.window)
 
     def run(self, root: str, chosen: Sequence[str], warm: bool = False) -> Run:
         """The pipeline's run over some days, the last of which is held out."""

@@ -35,7 +35,7 @@ def autotower(
         root: The run's folder, on any fsspec URL.
         dataset: A reader of nascore/datasets: movielens, parquet, planted, …
         raw: The folder of the raw files, on any fsspec URL.
-        protocol: How rows are split and ranked: user_temporal, global_temporal or authors.
+        protocol: How rows are split and ranked: user_temporal, global_temporal, leave_one_out or authors.
         on_bad_row: What to do with malformed rows: error, or skip and count.
         method: The search space, its supernet and its training.
         rivals: Methods to compare with, such as googlednn:size=M; they are trained exactly as ours.

@@ -139,6 +139,7 @@ def test_settings_are_read_from_a_file_and_the_command_line(tmp_path: Path, raw:
         ({"options": {"strategies": ["randum"]}}, "no 'randum' in strategies"),
         ({"options": {"root": "r", "protocol": "temporal"}}, "options: protocol, root: the night itself sets that"),
         ({"warm": {"stages": ["prepair"]}}, "no stage 'prepair'"),
+        ({"night": "20260128"}, "so write it as 2026-01-28"),
     ],
 )
 def test_wrong_options_of_the_pipeline_are_told_first(
@@ -234,3 +235,9 @@ def test_tables_of_another_width_stay_fresh(raw: str, tmp_path: Path) -> None:
     told = inherit(one, two, two.state_dict(), {})
     assert "net.tables.weight" in told["fresh"] and torch.equal(one.net.tables.weight, weight)  # type: ignore[union-attr]
     assert isinstance(one.net.tables, Tables)
+
+
+def test_a_folder_without_a_day_is_no_night_to_skip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "raw/dt=2026-01-01").mkdir(parents=True)
+    assert nightly.main([f"--registry={tmp_path}/registry", f"--raw={tmp_path}/raw"]) == 3
+    assert f"{tmp_path}/raw: there is no folder of a day, such as day=2026-01-30" in capsys.readouterr().err

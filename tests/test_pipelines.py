@@ -272,6 +272,8 @@ def pipeline(tmp_path: Path, shop: Any, monkeypatch: pytest.MonkeyPatch) -> Give
         (["--budgets=[XXL]"], "budget 'XXL' is not of the form unit=limit"),
         (["--budgets=[flops=3]"], "budget 'flops': the unit"),
         (["--stages=[prepare,serch]"], "no stage 'serch'; there are: prepare, supernet, search"),
+        (["--stages=[supernet,prepare]"], "each stands once, in the order prepare, supernet"),
+        (["--stages=[prepare,prepare]"], "each stands once, in the order prepare, supernet"),
         (["--rivals=[nothing]"], "no 'nothing' in methods; there are: "),
         (["--rivals=[googlednn:size=XL]"], "'XL' is none of L, M, H"),
     ],

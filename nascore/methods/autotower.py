@@ -55,7 +55,7 @@ class AutoTower(Method):
             the events is as many times their mean as there are events.
         hidden_activation: Inside MLP blocks: relu or identity.
         positions: Whether the attentive poolings have position tables and an output map.
-        pool_dropout: On the attention of those poolings.
+        pool_dropout: On the attention of `self_attention_pool` where there are `positions`.
         rectify: Whether the last block ends in a ReLU as the others do.
         steps: Steps of the supernet.
         growth: Share of them over which options open one after the other; at 0 all are open from the start, as in the

@@ -68,7 +68,7 @@ class DNSRec(Method):
             up to each depth.
         resource: What is constrained: macs or params of a layer, or the seconds it takes on the machine that trains.
         unit: What one is: largest, the widest candidate's layer; or millions (of seconds: microseconds).
-        learning: How the decisions are learned.
+        learner: How the decisions are learned.
         batch: Events learned at a step of the supernet.
         steps: Steps of the supernet.
         candidates: Genotypes that a strategy scores, where one searches.

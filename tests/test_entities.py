@@ -1,0 +1,64 @@
+"""Tables of users and items: what of the log they know, told by `check`, and refused where it is nothing."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from components import check, prepare
+from components.run import Run
+from nascore.datasets import DataError
+from nascore.datasets.parquet import Parquet
+from tests.conftest import Shop
+
+
+@pytest.fixture
+def other(shop: Shop, tmp_path: Path) -> Callable[[Callable[[pa.Table], pa.Table]], str]:
+    """The shop with another table of articles."""
+
+    def made(change: Callable[[pa.Table], pa.Table]) -> str:
+        raw = tmp_path / "raw"
+        shutil.copytree(shop.raw, raw)
+        pq.write_table(change(pq.read_table(raw / "articles.parquet")), raw / "articles.parquet")
+        return str(raw)
+
+    return made
+
+
+def test_check_tells_how_much_of_the_log_they_hold(shop: Shop) -> None:
+    facts, _ = check.survey(Parquet(shop.raw))
+    sold, told = {row["article"] for row in shop.rows}, {article["article"] for article in shop.articles}
+    assert sold - told and told - sold
+    assert facts["in the item table"] == f"{len(sold & told) / len(sold):.1%} of the log's article"
+    assert "in the user table" not in facts
+
+
+def test_one_that_holds_none_of_the_log_is_refused(
+    other: Callable[..., str], tmp_path: Path, prepared: Callable[..., Run]
+) -> None:
+    raw = other(lambda table: table.set_column(0, "article", pc.add(table["article"], 10_000)))
+    told = "the item table holds none of the log's article, such as 1.., but others, such as .*103"
+    with pytest.raises(DataError, match=told):
+        check.survey(Parquet(raw))
+    run = replace(prepared(), root=str(tmp_path / "run"), raw=raw)
+    with pytest.raises(DataError, match=told):
+        prepare.main(run)
+    assert not (run.folder / "prepare").done
+
+
+def test_check_finds_a_key_that_stands_there_twice(other: Callable[..., str]) -> None:
+    raw = other(lambda table: pa.concat_tables([table, table.slice(3, 1)]))
+    with pytest.raises(DataError, match="the item table has two rows for article 106"):
+        check.survey(Parquet(raw))
+
+
+def test_check_offers_the_protocols_that_can_split_such_rows(shop: Shop, clicks: Run) -> None:
+    facts, _ = check.survey(Parquet(shop.raw))
+    assert set(facts["protocols"].split(", ")) == {"user_temporal", "global_temporal", "authors", "leave_one_out"}
+    facts, _ = check.survey(clicks.raw_data())
+    assert {"stratified", "temporal"} <= set(facts["protocols"].split(", ")) <= {"stratified", "temporal", "newest_day"}

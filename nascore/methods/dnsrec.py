@@ -60,18 +60,18 @@ class DNSRec(Method):
         attention_dropout: On the weights of softmax.
         paths: What weighs the options while the supernet is trained: gumbel, or the rivals darts, proxyless and recnas;
             or uniform, one path a step, for strategies to search.
-        cooling: By how much a step lowers the Gumbel temperature.
+        cooling: By how much a step lowers the temperature of gumbel.
         coldest: The temperature that it ends at.
-        tradeoff: Weight of the resource constraint, lambda.
+        tradeoff: Weight of the resource constraint, lambda, which neither darts nor uniform has.
         constraint: paper, eq. 12 as printed, where the depth counts by its likeliest choice of the moment alone and
             gets no gradient but where the first layer costs less; or cumulative, the expected resources of the layers
             up to each depth.
         resource: What is constrained: macs or params of a layer, or the seconds it takes on the machine that trains.
         unit: What one is: largest, the widest candidate's layer; or millions (of seconds: microseconds).
-        learner: How the decisions are learned.
+        learner: How the decisions are learned, unless paths are uniform.
         batch: Events learned at a step of the supernet.
         steps: Steps of the supernet.
-        candidates: Genotypes that a strategy scores, where one searches.
+        candidates: Genotypes that a strategy scores, where paths are uniform and one searches.
         inherit: Whether what is cut out keeps its weights when it is trained alone.
         training: How the supernet and the candidates are trained.
     """

@@ -51,7 +51,7 @@ lint: setup
 	$(PYTHON) -m mypy
 
 test: lint
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not long"
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-all: lint
 	$(PYTHON) -m pytest

@@ -307,6 +307,8 @@ def test_protocols_and_methods_are_asked_for_the_rows_they_take(
         replace(alone, protocol="user_temporal").check()
     with pytest.raises(DataError, match="popularity learns from rows of users, but .* rows that stand by themselves"):
         replace(alone, methods=(Dnn(), Popularity())).check()
+    with pytest.raises(DataError, match="popularity learns from rows of users, .*`python -m pipelines` lists"):
+        replace(users, dataset="parquet").check()
 
 
 def test_a_full_vocabulary_shares_its_ids_by_a_hash() -> None:

@@ -102,7 +102,7 @@ class Entities:
         self.values: dict[str, dict[int, Any]] = {feature.name: {} for feature in self.own}
         self.since: dict[int, int] = {}
         self.tabled: set[int] = set()
-        self.stranger: object = None
+        self.sample: object = None
         self.known: dict[str, Iterable[pa.Table]] = {}
 
     def add_table(self, table: pa.Table) -> None:
@@ -115,8 +115,8 @@ class Entities:
             if i and i in self.tabled:
                 raise DataError(f"the {self.side} table has two rows for {self.key} {table[self.key][row]}")
             self.tabled.add(i)
-        if 0 in self.tabled and self.stranger is None:
-            self.stranger = table[self.key][int((ids == 0).argmax())].as_py()
+        if self.sample is None and len(table):
+            self.sample = table[self.key][0].as_py()
         for feature in self.own:
             if feature.name in table.column_names:
                 values = table[feature.name].to_pylist()
@@ -133,7 +133,7 @@ class Entities:
             known = next(iter(self.keys.ids), None)
             raise DataError(
                 f"the {self.side} table holds none of the log's {self.key}, such as {known!r}, but others, such as "
-                f"{self.stranger!r}: both must name an entity by the same value"
+                f"{self.sample!r}: both must name an entity by the same value"
             )
 
     def add_log(self, table: pa.Table, ids: Ids, timestamp: NDArray[np.int64]) -> None:

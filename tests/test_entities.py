@@ -31,7 +31,10 @@ def other(shop: Shop, tmp_path: Path) -> Callable[[Callable[[pa.Table], pa.Table
 
 
 def test_check_tells_how_much_of_the_log_they_hold(shop: Shop) -> None:
-    facts, _ = check.survey(Parquet(shop.raw))
+    facts, columns = check.survey(Parquet(shop.raw))
+    categories = [article["category"] for article in shop.articles]
+    (counted,) = [column for column in columns if column[0] == "category"]
+    assert counted == ("category", "item", "category", "3", f"{categories.count(None) / len(categories):.1%}")
     sold, told = {row["article"] for row in shop.rows}, {article["article"] for article in shop.articles}
     assert sold - told and told - sold
     assert facts["in the item table"] == f"{len(sold & told) / len(sold):.1%} of the log's article"

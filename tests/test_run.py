@@ -317,7 +317,7 @@ def test_all_methods_of_a_task_are_rivals_of_each_other(run_with: Callable[..., 
     floors = (Popularity(), ItemKNN(), EASE())
     nets = tuple(rival(size="L", training=METHOD.training) for rival in (GoogleDNN, SENET, BST, MIND))
     run_with(METHOD, *nets, *floors, budgets=("macs=1e9",)).check_prepared()
-    run_with(*reversed(floors), *nets, budgets=("macs=1e9",)).check_prepared()
+    run_with(ItemKNN(), EASE(), *nets, budgets=("macs=1e9",)).check_prepared()
 
 
 def test_a_split_that_nothing_can_be_ranked_on_is_refused(prepared: Callable[..., Run], tmp_path: Path) -> None:

@@ -201,6 +201,16 @@ def test_draws_that_meet_no_member_end_a_batch_and_no_search(name: str, monkeypa
         plugins.load("strategies", name)(rare, 0).ask()
 
 
+@pytest.mark.parametrize("spec", ["reinforce:batch=10", "tpe:batch=10", "nsga2:population=10"])
+def test_what_a_sampler_does_not_meet_is_drawn_uniformly(spec: str) -> None:
+    space = Space([Decision(f"op/{i}", tuple("abcdefgh")) for i in range(5)]).within(Rare())
+    strategy = plugins.build("strategies", spec, space, 0, ())
+    for _ in range(3):
+        asked = strategy.ask()
+        assert len(asked) == 10 and all(genotype in space for genotype in asked)
+        strategy.tell([Trial(genotype, float(place)) for place, genotype in enumerate(asked)])
+
+
 def test_random_search_refuses_an_empty_batch() -> None:
     with pytest.raises(ValueError, match="RandomSearch: batch is at least 1"):
         plugins.load("strategies", "random")(SPACE, 0, batch=0)

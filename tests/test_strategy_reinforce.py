@@ -127,25 +127,6 @@ def test_entropy_keeps_it_open() -> None:
     assert wide > narrow
 
 
-class Rare:
-    """Allows three genotypes in a thousand."""
-
-    def excess(self, genotype: Genotype) -> float:
-        return float(Random(key(genotype)).random() > 0.003)
-
-    def explain(self, genotype: Genotype) -> str:
-        return "rare"
-
-
-def test_it_goes_on_where_members_are_rare() -> None:
-    space = Space([Decision(f"op/{i}", tuple("abcdefgh")) for i in range(6)]).within(Rare())
-    strategy = Reinforce(space, 0, batch=10)
-    for _ in range(3):
-        asked = strategy.ask()
-        assert len(asked) == 10 and all(genotype in space for genotype in asked)
-        strategy.tell([Trial(genotype, 0.0) for genotype in asked])
-
-
 @pytest.mark.parametrize(
     "settings", [{"update": 0}, {"rate": 0.0}, {"decay": 1.0}, {"temperature": -1.0}, {"entropy": -1.0}]
 )

@@ -20,10 +20,12 @@ Weights = tuple[float, ...] | Tensor
 Mix = Mapping[str, Weights]
 
 DRAWS = 10_000
+RARE = 1_000
+MIXING = 20
 
 
 class Infeasible(ValueError):
-    """No member of the space keeps its constraint, or none was found in 10,000 draws."""
+    """No member of the space keeps its constraint, or none was found in 10,000 tries."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,14 @@ class Space:
         )
 
     def sample(self, rng: Random) -> Genotype:
-        """A member drawn uniformly: every decision by itself, redrawn together until the constraints are kept."""
-        return self._first_allowed(lambda: {name: decision.sample(rng) for name, decision in self.decisions.items()})
+        """A member drawn uniformly: every decision by itself, redrawn together until the constraints are kept.
+
+        Where 1,000 draws meet no member, the one nearest to the constraints walks: see `_walk`.
+        """
+        nearest, excess = self._nearest(
+            lambda: {name: decision.sample(rng) for name, decision in self.decisions.items()}, RARE
+        )
+        return nearest if excess <= 0 else self._walk(nearest, excess, rng)
 
     def mutate(self, genotype: Genotype, rng: Random, *, chance: float = 0.0, times: int = 0) -> Genotype:
         """A member near `genotype`: each decision is redrawn with probability `chance`, or `times` of them change."""
@@ -165,20 +173,54 @@ class Space:
         """The members that also keep `constraint`; the space itself stays as it is."""
         return Space(list(self.decisions.values()), (*self.constraints, constraint), self.canonical)
 
-    def _first_allowed(self, draw: Callable[[], Genotype]) -> Genotype:
-        nearest, least_excess = None, inf
-        for _ in range(DRAWS):
+    def _excess(self, genotype: Genotype) -> float:
+        return max((constraint.excess(genotype) for constraint in self.constraints), default=0.0)
+
+    def _nearest(self, draw: Callable[[], Genotype], draws: int) -> tuple[Genotype, float]:
+        """The first member among so many draws, else what is nearest to being one, and how far it is from that."""
+        nearest, least = None, inf
+        for _ in range(draws):
             genotype = draw()
-            if self.allows(genotype):
-                return genotype
-            excess = max(constraint.excess(genotype) for constraint in self.constraints)
-            if excess < least_excess:
-                nearest, least_excess = genotype, excess
+            excess = self._excess(genotype)
+            if nearest is None or excess < least:
+                nearest, least = genotype, excess
+            if least <= 0:
+                break
         assert nearest is not None
+        return nearest, least
+
+    def _first_allowed(self, draw: Callable[[], Genotype]) -> Genotype:
+        nearest, excess = self._nearest(draw, DRAWS)
+        if excess > 0:
+            raise self._infeasible(nearest, f"{DRAWS:,} draws")
+        return nearest
+
+    def _walk(self, genotype: Genotype, excess: float, rng: Random) -> Genotype:
+        """A member drawn from where draws of whole genotypes meet none.
+
+        Decisions are redrawn one at a time and keep what was drawn if that takes the genotype no further from the
+        constraints, or no longer out of them. Once within, that is the Metropolis rule for what `sample` draws from:
+        20 redraws of each decision, in the mean, forget where the walk came in. Members that no change of one decision
+        connects with it are not met.
+        """
+        names = [name for name, decision in self.decisions.items() if decision.size() > 1]
+        left = DRAWS if names else 0
+        while left:
+            left -= 1
+            name = rng.choice(names)
+            changed = {**genotype, name: self.decisions[name].sample(rng)}
+            if (beyond := self._excess(changed)) > max(excess, 0):
+                continue
+            if beyond <= 0 < excess:
+                left = MIXING * len(names)
+            genotype, excess = changed, beyond
+        if excess > 0:
+            raise self._infeasible(genotype, f"{RARE:,} draws and {DRAWS:,} changes of the nearest")
+        return genotype
+
+    def _infeasible(self, nearest: Genotype, tried: str) -> Infeasible:
         why = "; ".join(c.explain(nearest) for c in self.constraints if c.excess(nearest) > 0)
-        raise Infeasible(
-            f"no member found in {DRAWS:,} draws, which meet no rare ones; the nearest one was {key(nearest)}: {why}"
-        )
+        return Infeasible(f"no member found in {tried}; the nearest one was {key(nearest)}: {why}")
 
 
 def key(genotype: Genotype) -> str:

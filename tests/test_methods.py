@@ -1,6 +1,7 @@
 """The square, and what else a method inherits by being in the gallery: a training step, prices, names."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from nascore.ops import Op
 from nascore.ops.batch_norm import BatchNorm
 from nascore.rows import Data
 from nascore.schema import Batch
-from nascore.space import Decision, Genotype, Space
+from nascore.space import Decision, Genotype, Infeasible, Space, parse
 from nascore.sparse import Tables
 from nascore.training import Fit
 
@@ -340,6 +341,23 @@ def test_budgets_are_read_by_name_or_as_text(case: Case) -> None:
     assert case.method.limits("macs=3e5,user/params=10") == {"macs": 3e5, "user/params": 10}
     with pytest.raises(ValueError, match=f"'XXL'.*with a name in {case.method.name}: "):
         case.method.limits("XXL")
+
+
+def test_tight_budgets_have_members(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An impossible budget is told what it would have to be, and near that there is something to draw."""
+    if case.space.size() == 1:
+        pytest.skip("nothing to decide")
+    monkeypatch.setattr("nascore.space.RARE", 10)
+    monkeypatch.setattr("nascore.space.DRAWS", 1_000)
+    with pytest.raises(Infeasible, match="no member found in") as told:
+        case.space.within(Budget({"macs": 0.5}, case.price)).sample(Random(0))
+    known = re.search(r"nearest one was (.*): macs ([\d,]+) of 0$", str(told.value))
+    assert known, told.value
+    least = float(known[2].replace(",", ""))
+    typical = sorted(float(case.price(genotype, "").macs) for genotype in case.genotypes(20))
+    assert least <= typical[0]
+    tight = case.space.within(Budget({"macs": 1.1 * least}, case.price))
+    assert parse(known[1]) in tight and tight.sample(Random(1)) in tight
 
 
 def test_plans_can_be_followed(case: Case) -> None:

@@ -150,8 +150,29 @@ def test_the_narrowed_space_has_one_member() -> None:
 
 
 def test_an_empty_space_says_what_the_nearest_genotype_needs() -> None:
-    with pytest.raises(Infeasible, match=r'10,000 draws.*"gate":\[\].*open 2 of 1'):
+    with pytest.raises(Infeasible, match=r'1,000 draws and 10,000 changes.*"gate":\[\].*open 2 of 1'):
         Space([OP, FROM, GATE]).within(AtMost(1)).sample(Random(0))
+    with pytest.raises(Infeasible, match=r"1,000 draws.*open 1 of 0"):
+        Space([Decision("fixed", ("only",))]).within(AtMost(0)).sample(Random(0))
+
+
+class Lonely:
+    """At most one decision is not "a"."""
+
+    def excess(self, genotype: Genotype) -> float:
+        return sum(chosen != ("a",) for chosen in genotype.values()) - 1
+
+    def explain(self, genotype: Genotype) -> str:
+        return f"{self.excess(genotype) + 1:.0f} of 1"
+
+
+def test_members_too_rare_for_draws_are_met_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nascore.space.RARE", 10)
+    space = Space([Decision(str(place), tuple("abcd")) for place in range(12)]).within(Lonely())
+    rng = Random(6)
+    drawn = Counter(key(space.sample(rng)) for _ in range(1_500))
+    assert len(drawn) == 1 + 12 * 3, "of 16,777,216 genotypes, which ten draws do not meet"
+    assert all(15 < count < 80 for count in drawn.values()), drawn
 
 
 def test_draws_hang_on_the_generator_alone() -> None:

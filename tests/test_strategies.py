@@ -197,6 +197,7 @@ def test_draws_that_meet_no_member_end_a_batch_and_no_search(name: str, monkeypa
         asked = proposals(search(plugins.load("strategies", name)(rare, seed), 1_000, batches=2))
         assert asked and all(Rare().excess(parse(one)) == 0 for one in asked)
     monkeypatch.setattr("nascore.space.DRAWS", 1)
+    monkeypatch.setattr("nascore.space.RARE", 1)
     with pytest.raises(Infeasible, match="rare"):
         plugins.load("strategies", name)(rare, 0).ask()
 

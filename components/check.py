@@ -61,7 +61,8 @@ def survey(dataset: Dataset) -> tuple[dict[str, str], list[tuple[str, ...]]]:
             _add(own, table)
         entities.check_tables()
         if entities.tabled:
-            facts[f"in the {side} table"] = f"{entities.covered:.1%} of the log's {key}"
+            covered = 1 - entities.left_out / max(1, len(vocabulary) - 1)
+            facts[f"in the {side} table"] = f"{covered:.1%} of the log's {key}"
     return facts, [
         (f.name, f.side, f"{f.kind}, {f.bins} bins" if f.bins else f.kind, *columns[f.name].told())
         for f in layout.features

@@ -7,7 +7,7 @@ random buckets. Where the raw log has no users, rows stand by themselves and `co
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,21 @@ def main(run: Run) -> None:
             schema, statistics = examples.write(rows, protocol, run.protocol, folder)
         folder.write_json("statistics.json", {**statistics, "bad_rows": dict(dataset.bad)})
         folder.write_text("schema.json", schema.to_json())
-    if unread := run.unread:
-        print(f"  prepare  models of this task do not read {', '.join(unread)}", flush=True)
+    for remark in remarks(run, statistics):
+        print(f"  prepare  {remark}", flush=True)
+
+
+def remarks(run: Run, statistics: Mapping[str, Any]) -> Iterator[str]:
+    """What of the data models will not learn from, one line each."""
+    if run.unread:
+        yield f"models of this task do not read {', '.join(run.unread)}"
+    for side, keys in statistics.get("not_in_table", {}).items():
+        if keys:
+            every = statistics[f"{side}s"]
+            yield f"{keys:,} of {every:,} {side}s have no row in the table of {side}s: what it tells is unknown of them"
+    if run.schema.blank:
+        rare = "" if run.schema.user else ", or stand in fewer than `fewest` training rows each"
+        yield f"nothing is known of {', '.join(run.schema.blank)}: all values are missing{rare}"
 
 
 class Log:
@@ -170,6 +183,7 @@ def write(log: Log, protocol: Protocol, name: str, folder: Folder) -> tuple[Sche
         "users_in": dict(zip(SPLITS, users_in.tolist(), strict=True)),
         "open_to": dict(zip(SPLITS, open_to.tolist(), strict=True)),
         "not_positive": log.negatives,
+        "not_in_table": {side.side: side.left_out for side in log.sides if side.tabled},
     }
     return schema, statistics
 

@@ -77,6 +77,8 @@ def heading(told: Told, titles: Sequence[str]) -> str:
         ),
         "Features": "" if schema.user else f"{len(schema.columns)}, of {sum(c.size for c in schema.columns):,} ids",
         "Features not read": ", ".join(run.unread),
+        "Features of which nothing is known": ", ".join(schema.blank),
+        "Not in their table": ", ".join(f"{n:,} {side}s" for side, n in about.get("not_in_table", {}).items() if n),
         "Split digest": schema.split_digest[:12],
         "Budgets": "; ".join(limits),
         "Strategies": ", ".join(run.strategies),

@@ -64,6 +64,11 @@ class Schema:
         """The features of one side, in order."""
         return tuple(column for column in self.columns if column.side == side)
 
+    @property
+    def blank(self) -> tuple[str, ...]:
+        """The features that are unknown in every row."""
+        return tuple(column.name for column in self.columns if column.kind != "number" and column.size == 1)
+
     def __getitem__(self, name: str) -> Column:
         for column in self.columns:
             if column.name == name:

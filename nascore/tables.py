@@ -123,9 +123,9 @@ class Entities:
                 self.values[feature.name].update((int(i), v) for i, v in zip(ids, values, strict=True) if i)
 
     @property
-    def covered(self) -> float:
-        """The share of the log's keys that the tables hold."""
-        return len(self.tabled - {0}) / max(1, len(self.keys) - 1)
+    def left_out(self) -> int:
+        """How many of the log's keys have no row in the tables; 0 where there are none."""
+        return len(self.keys) - 1 - len(self.tabled - {0}) if self.tabled else 0
 
     def check_tables(self) -> None:
         """Raise DataError where there are tables and none of their keys is one of the log."""

@@ -65,3 +65,38 @@ def test_check_offers_the_protocols_that_can_split_such_rows(shop: Shop, clicks:
     assert set(facts["protocols"].split(", ")) == {"user_temporal", "global_temporal", "authors", "leave_one_out"}
     facts, _ = check.survey(clicks.raw_data())
     assert {"stratified", "temporal"} <= set(facts["protocols"].split(", ")) <= {"stratified", "temporal", "newest_day"}
+
+
+def test_what_nothing_is_known_of_is_told(
+    other: Callable[..., str], tmp_path: Path, prepared: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `prepare`, and by what it leaves behind: items that the table lacks, and a feature that no item has."""
+
+    def change(table: pa.Table) -> pa.Table:
+        nothing = pa.nulls(5, table.schema.field("category").type)
+        return table.slice(0, 5).set_column(table.column_names.index("category"), "category", nothing)
+
+    run = replace(prepared(), root=str(tmp_path / "run"), raw=other(change))
+    prepare.main(run)
+    missing = run.schema.items - 1 - 5
+    told = capsys.readouterr().out
+    assert f"  prepare  {missing} of {run.schema.items - 1} items have no row in the table of items: " in told
+    assert "  prepare  nothing is known of category: all values are missing\n" in told
+    assert run.schema.blank == ("category",)
+    assert (run.folder / "prepare").read_json("statistics.json")["not_in_table"] == {"item": missing}
+
+
+def test_so_is_a_category_whose_values_are_all_rare(
+    clicks: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(
+        pa.table({"label": [0, 1] * 50, "site": list(range(100)), "page": [1, 2] * 50}), tmp_path / "rows.parquet"
+    )
+    (tmp_path / "schema.yaml").write_text(
+        "rows: rows.parquet\nlabel: label\nfeatures: [{name: site, fewest: 2}, {name: page}]\n"
+    )
+    run = replace(clicks, root=str(tmp_path / "run"), dataset="parquet", raw=str(tmp_path), protocol="stratified")
+    prepare.main(run)
+    told = capsys.readouterr().out
+    assert "nothing is known of site: all values are missing, or stand in fewer than `fewest` " in told
+    assert "in the table" not in told and run.schema.blank == ("site",)

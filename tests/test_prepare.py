@@ -265,6 +265,7 @@ def test_statistics_count_what_was_kept_and_left_out(shop: Any, prepared: Prepar
         "open_to": open_to,
         "bad_rows": {},
         "not_positive": len(shop.rows) - len(golden),
+        "not_in_table": {"item": len({row["article"] for row in golden} - {a["article"] for a in shop.articles})},
     }
     assert statistics["not_positive"] > 50 and min(open_to.values()) > 0
 

@@ -1,7 +1,6 @@
 """The models that are trained anew and tested: the candidates of each budget and strategy, and the rivals, as tuned."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -91,17 +90,33 @@ def _tuned(run: Run, tuned: Mapping[str, Mapping[str, str]]) -> list[Finalist]:
         model_id = method.model_id(parts[0], digest, *parts[1:], *also)
         known = (label, "found", method, parts, model_id, one["budget"], one["as"], model_id, one["kept"])
         found.append(Finalist(*known))
-    labels = Counter(rival.label for rival in run.methods[1:])
-    for rival in run.methods[1:]:
+    for rival, label in zip(run.methods[1:], labels(run.methods[1:]), strict=True):
         own = known_as(run, rival)
         (member,) = (
             [parse(one["parts"][0]) for one in derived[own]] if rival.decides else rival.space(run.schema).members()
         )
         method = rival.tuned(tuned.get(own, {}))
-        label = rival.label if labels[rival.label] == 1 else f"{rival.label} ({own})"
         model_id, of = method.model_id(member, digest), f"derive/{own}" if rival.decides else "supernet"
         found.append(Finalist(label, "baseline", method, (member,), model_id, of=of))
     return found
+
+
+def labels(rivals: Sequence[Method]) -> list[str]:
+    """What each rival is called: those of one label are told apart by the settings in which they differ."""
+    told, known = [], [_dotted(rival.to_json()) for rival in rivals]
+    for rival, settings in zip(rivals, known, strict=True):
+        alike = [other for one, other in zip(rivals, known, strict=True) if one.label == rival.label]
+        own = [f"{name}={value}" for name, value in settings.items() if any(one.get(name) != value for one in alike)]
+        told.append(f"{rival.label} ({', '.join(own)})" if own else rival.label)
+    return told
+
+
+def _dotted(settings: Mapping[str, Any], outer: str = "") -> dict[str, Any]:
+    """Settings and those inside them by their dotted names."""
+    flat = dict[str, Any]()
+    for name, value in settings.items():
+        flat |= _dotted(value, f"{outer}{name}.") if isinstance(value, Mapping) else {f"{outer}{name}": value}
+    return flat
 
 
 def known_as(run: Run, rival: Method) -> str:

@@ -112,7 +112,7 @@ def rivals(run: Run, wanted: int) -> list[Tuning]:
         left = configurations(rival)[:wanted]
         if len(left) > 1:
             begun = trained(run, rival, model.of) if model.of != "supernet" else 0
-            tunings.append(Tuning(known_as(run, rival), rival.label, model, left, begun))
+            tunings.append(Tuning(known_as(run, rival), model.label, model, left, begun))
     return tunings
 
 

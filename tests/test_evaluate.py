@@ -13,7 +13,7 @@ from scipy import stats
 
 from components import diagnose, evaluate, trainings
 from components.evaluate import against, compare, contenders, interval, units, verdict
-from components.finalists import Finalist, finalists, trained
+from components.finalists import Finalist, finalists, labels, trained
 from components.job import Job
 from components.models import opened
 from components.run import Run
@@ -283,7 +283,13 @@ def test_the_found_model_is_the_best_on_validation(run_with: RunWith) -> None:
     assert kept[0].genotype == {"user/0": ("mlp:98",)}
     assert kept[0].model_id == METHOD.model_id(kept[0].genotype, digest)
     twice = finalists(replace(run, methods=(METHOD, GoogleDNN(), GoogleDNN(output=32), Popularity())))[-3:]
-    assert [one.label for one in twice] == [*(f"GoogleDNN M ({one.model_id})" for one in twice[:2]), "Popularity"]
+    assert [one.label for one in twice] == ["GoogleDNN M (output=64)", "GoogleDNN M (output=32)", "Popularity"]
+    deeper = labels([GoogleDNN().tuned({"training.batch": "7", "output": "32"}), GoogleDNN(), GoogleDNN(size="L")])
+    assert deeper == [
+        "GoogleDNN M (output=32, training.batch=7)",
+        "GoogleDNN M (output=64, training.batch=1024)",
+        "GoogleDNN L",
+    ]
     assert (rival.label, rival.role, rival.genotype) == ("Popularity", "baseline", {})
     assert rival.model_id == Popularity().model_id({}, run.schema.split_digest)
 

@@ -90,8 +90,12 @@ def _scores(root: str, genotypes: list[Genotype], board: Any) -> list[float]:
 def draw(run: Run, count: int) -> list[Genotype]:
     """Members of different networks of the first budget, drawn uniformly; fewer if the space holds fewer."""
     space, rng = run.members(run.budgets[0]), Random(f"diagnose/{run.seeds[0]}")
-    drawn = {key(space.canonical(genotype)): genotype for genotype in (space.sample(rng) for _ in range(10 * count))}
-    return list(drawn.values())[:count]
+    drawn = dict[str, Genotype]()
+    for _ in range(10 * count):
+        if len(drawn) < count:
+            genotype = space.sample(rng)
+            drawn.setdefault(key(space.canonical(genotype)), genotype)
+    return list(drawn.values())
 
 
 def judged(scores: Values, alone: Values) -> dict[str, Any]:

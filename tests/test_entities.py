@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from components import check, prepare
+from components.report import heading
 from components.run import Run
+from components.told import Told
 from nascore.datasets import DataError
 from nascore.datasets.parquet import Parquet
 from tests.conftest import Shop
@@ -84,6 +86,11 @@ def test_what_nothing_is_known_of_is_told(
     assert "  prepare  nothing is known of category: all values are missing\n" in told
     assert run.schema.blank == ("category",)
     assert (run.folder / "prepare").read_json("statistics.json")["not_in_table"] == {"item": missing}
+    page = heading(Told(replace(run, budgets=("",))), ())
+    assert f"<dt>Not in their table</dt><dd>{missing} items</dd>" in page
+    assert "<dt>Features of which nothing is known</dt><dd>category</dd>" in page
+    whole = {"items": missing, "not_in_table": {"item": 0}}
+    assert not any("table" in remark for remark in prepare.remarks(run, whole))
 
 
 def test_so_is_a_category_whose_values_are_all_rare(

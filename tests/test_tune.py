@@ -122,6 +122,11 @@ def test_ours_is_tuned_once_a_budget_and_rivals_within_what_ours_used(
     assert widths == fits and len(fits) < 5, "settings that break the budget are left out"
 
 
+def test_rivals_of_one_name_are_told_apart(searched: Callable[..., Run]) -> None:
+    told = [one.label for one in tune.rivals(searched(RIVAL, replace(RIVAL, output=3), Popularity()), 2)]
+    assert len(told) == 2 and told[0].endswith(f"(output={RIVAL.output})") and told[1].endswith("(output=3)")
+
+
 @pytest.mark.parametrize("wanted", [0, 1, 6])
 def test_no_more_settings_are_tried_than_asked_for(
     searched: Callable[..., Run], trained: list[list[Job]], wanted: int

@@ -111,6 +111,14 @@ class Space:
     def allows(self, genotype: Genotype) -> bool:
         return all(constraint.excess(genotype) <= 0 for constraint in self.constraints)
 
+    def excess(self, genotype: Genotype) -> float:
+        """How far the genotype is from keeping the constraint that it breaks most; it keeps all at 0 or less."""
+        return max((constraint.excess(genotype) for constraint in self.constraints), default=0.0)
+
+    def explain(self, genotype: Genotype) -> str:
+        """What the constraints that the genotype breaks say of it."""
+        return "; ".join(one.explain(genotype) for one in self.constraints if one.excess(genotype) > 0)
+
     def __contains__(self, genotype: Genotype) -> bool:
         return (
             genotype.keys() == self.decisions.keys()
@@ -173,15 +181,12 @@ class Space:
         """The members that also keep `constraint`; the space itself stays as it is."""
         return Space(list(self.decisions.values()), (*self.constraints, constraint), self.canonical)
 
-    def _excess(self, genotype: Genotype) -> float:
-        return max((constraint.excess(genotype) for constraint in self.constraints), default=0.0)
-
     def _nearest(self, draw: Callable[[], Genotype], draws: int) -> tuple[Genotype, float]:
         """The first member among so many draws, else what is nearest to being one, and how far it is from that."""
         nearest, least = None, inf
         for _ in range(draws):
             genotype = draw()
-            excess = self._excess(genotype)
+            excess = self.excess(genotype)
             if nearest is None or excess < least:
                 nearest, least = genotype, excess
             if least <= 0:
@@ -209,7 +214,7 @@ class Space:
             left -= 1
             name = rng.choice(names)
             changed = {**genotype, name: self.decisions[name].sample(rng)}
-            if (beyond := self._excess(changed)) > max(excess, 0):
+            if (beyond := self.excess(changed)) > max(excess, 0):
                 continue
             if beyond <= 0 < excess:
                 left = MIXING * len(names)
@@ -219,8 +224,7 @@ class Space:
         return genotype
 
     def _infeasible(self, nearest: Genotype, tried: str) -> Infeasible:
-        why = "; ".join(c.explain(nearest) for c in self.constraints if c.excess(nearest) > 0)
-        return Infeasible(f"no member found in {tried}; the nearest one was {key(nearest)}: {why}")
+        return Infeasible(f"no member found in {tried}; the nearest one was {key(nearest)}: {self.explain(nearest)}")
 
 
 def key(genotype: Genotype) -> str:

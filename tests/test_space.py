@@ -175,6 +175,17 @@ def test_members_too_rare_for_draws_are_met_all_alike(monkeypatch: pytest.Monkey
     assert all(15 < count < 80 for count in drawn.values()), drawn
 
 
+def test_a_walk_begins_at_the_nearest_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nascore.space.RARE", 50)
+    monkeypatch.setattr("nascore.space.DRAWS", 0)
+    space = Space([Decision(str(place), tuple("abcd")) for place in range(12)])
+    rng = Random(6)
+    nearest = min((space.sample(rng) for _ in range(50)), key=Lonely().excess)
+    with pytest.raises(Infeasible) as told:
+        space.within(Lonely()).sample(Random(6))
+    assert key(nearest) in str(told.value)
+
+
 def test_draws_hang_on_the_generator_alone() -> None:
     def draws() -> list[str]:
         rng = Random(7)

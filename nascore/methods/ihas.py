@@ -181,7 +181,7 @@ class IHAS(GatedMethod):
             {name: one.options[: name == field] for name, one in space.decisions.items()} for field in space.decisions
         ]
         if not any(map(space.allows, ones)):
-            least = min(ones, key=lambda one: max(limit.excess(one) for limit in space.constraints))
+            least = min(ones, key=space.excess)
             raise Infeasible(
                 f"not one dimension of any field is within --budgets: the cheapest needs {why(space, least)}"
             )

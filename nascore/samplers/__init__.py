@@ -120,21 +120,17 @@ def likeliest(space: Space, worth: Callable[[str, Choice], float]) -> Genotype:
     choices = {name: list(decision.choices()) for name, decision in space.decisions.items()}
     genotype = {name: max(known, key=lambda choice: worth(name, choice)) for name, known in choices.items()}
     while not space.allows(genotype):
-        excess = _excess(space, genotype)
+        excess = space.excess(genotype)
         nearest, least = None, float("inf")
         for name, known in choices.items():
             for choice in known:
                 changed = {**genotype, name: choice}
-                nearer = excess - _excess(space, changed)
+                nearer = excess - space.excess(changed)
                 lost = worth(name, genotype[name]) - worth(name, choice)
                 if nearer > 0 and lost / nearer < least:
                     nearest, least = changed, lost / nearer
         if nearest is None:
-            why = "; ".join(one.explain(genotype) for one in space.constraints if one.excess(genotype) > 0)
-            raise Infeasible(f"what was learned cannot be brought within the limits; nearest {key(genotype)}: {why}")
+            why = f"nearest {key(genotype)}: {space.explain(genotype)}"
+            raise Infeasible(f"what was learned cannot be brought within the limits; {why}")
         genotype = nearest
     return genotype
-
-
-def _excess(space: Space, genotype: Genotype) -> float:
-    return max(constraint.excess(genotype) for constraint in space.constraints)

@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
 
             check(arguments[1:])
             return 0
+        from components import order
         from components.run import Run, environment
         from components.tracking import wanted
 
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> int:
         if (run.folder / arguments[0]).done:
             print(f"{arguments[0]}: done before")
         else:
+            order.check(run.folder, arguments[:1], searched=not run.method.routes)
             import_module(f"components.{arguments[0]}").main(run)
             print(f"{arguments[0]}: done")
     except (Exception, KeyboardInterrupt) as error:

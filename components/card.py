@@ -42,7 +42,7 @@ def card(
         f"- data set: `{run.dataset}`; rows: {rows}; split digest `{schema.split_digest}`",
         f"- split by `{schema.protocol}`, ranked and judged as `{report['protocol']}`",
         f"- trained on train rows, its epochs chosen on validation rows{refit}; the test rows were read once, to judge",
-        *([f"- {report['leaks']}"] if report["leaks"] else []),
+        *(f"- {told}" for told in (report["leaks"], report["sees"]) if told),
         "",
         "## Quality on test rows",
         "",

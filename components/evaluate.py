@@ -22,10 +22,9 @@ from components.workers import RESTARTS, fits, granted, settle
 from nascore import plugins
 from nascore.cost import UNITS, Cost
 from nascore.methods import Method
-from nascore.rows import Data, seed_of
+from nascore.rows import Data
 from nascore.tasks import Scores
 
-RESAMPLES = 2_000
 SINGLE = "single"
 Values = NDArray[np.float64]
 Tested = tuple[list[Scores], Cost]
@@ -128,13 +127,15 @@ def compare(
             if other.model_id != one.model_id and (plain or other.role == "baseline"):
                 a, b = (_matrices(scores[c.model_id])[headline] for c in (one, other))
                 paired.append({"a": one.label, "b": other.label, "metric": headline, **against(a, b)})
+    protocol = plugins.load("protocols", run.protocol)
     diagnosis = (run.folder / "diagnose").read_json("diagnose.json") if (run.folder / "diagnose").done else {}
     stages = [stage for stage in run.stages if (run.folder / stage).done]
     return {
         "run": run.root,
         "split_digest": run.schema.split_digest,
         "protocol": scores[contenders[0].model_id][0].protocol,
-        "leaks": plugins.load("protocols", run.protocol).leaks,
+        "leaks": protocol.leaks,
+        "sees": protocol.sees,
         "headline": headline,
         "verdict": verdict(contenders, rows, paired, headline, headline in task.lower),
         "kinds": of_kinds(contenders, paired, headline in task.lower, run.method),
@@ -193,15 +194,9 @@ def _matrices(by_seed: list[Scores]) -> dict[str, Values]:
 
 
 def interval(matrix: Values) -> tuple[float, float]:
-    """95 % percentile interval of the mean of a (seeds, units) matrix, resampling seeds and units."""
-    rng = np.random.default_rng(seed_of("evaluate", "interval"))
-    seeds, count = matrix.shape
-    means = np.empty(RESAMPLES)
-    for place in range(RESAMPLES):
-        by_seed = matrix[rng.integers(0, seeds, seeds)].mean(0)
-        means[place] = by_seed[rng.integers(0, count, count)].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    """95 % interval of the mean of a (seeds, units) matrix: that of its difference from nothing, see `against`."""
+    told = against(matrix, np.zeros((1, matrix.shape[1])))
+    return told["low"], told["high"]
 
 
 def against(a: Values, b: Values) -> dict[str, float]:

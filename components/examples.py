@@ -20,6 +20,7 @@ from components.vocabularies import keep
 from nascore.datasets import CHUNK, DataError, Dataset
 from nascore.protocols import Protocol
 from nascore.schema import SPLITS, Column, Schema
+from nascore.storage import spill
 from nascore.tables import Vocabulary
 
 TRAIN = SPLITS.index("train")
@@ -46,23 +47,22 @@ class Examples:
     def read(self) -> None:
         """The first pass."""
         assert self.layout.label is not None
-        with open(self.scratch / "rows", "ab") as spill:
-            for table in self.dataset.rows():
-                records = np.zeros(len(table), self.record)
-                records["label"] = np.asarray(table[self.layout.label])
-                in_order = np.arange(self.rows, self.rows + len(table))
-                stamped = bool(self.layout.timestamp)
-                records["timestamp"] = np.asarray(table[self.layout.timestamp]) if stamped else in_order
-                for feature in self.layout.features:
-                    column = table[feature.name]
-                    if feature.kind == "number":
-                        value = np.asarray(column.cast(pa.float32(), safe=False).fill_null(float("nan")))
-                        records[feature.name] = np.where(np.isfinite(value), value, np.float32("nan"))
-                    else:
-                        records[feature.name] = self.vocabularies[feature.name].encode(column)
-                self.rows += len(table)
-                self.positive += int(records["label"].sum())
-                records.tofile(spill)
+        for table in self.dataset.rows():
+            records = np.zeros(len(table), self.record)
+            records["label"] = np.asarray(table[self.layout.label])
+            in_order = np.arange(self.rows, self.rows + len(table))
+            stamped = bool(self.layout.timestamp)
+            records["timestamp"] = np.asarray(table[self.layout.timestamp]) if stamped else in_order
+            for feature in self.layout.features:
+                column = table[feature.name]
+                if feature.kind == "number":
+                    value = np.asarray(column.cast(pa.float32(), safe=False).fill_null(float("nan")))
+                    records[feature.name] = np.where(np.isfinite(value), value, np.float32("nan"))
+                else:
+                    records[feature.name] = self.vocabularies[feature.name].encode(column)
+            self.rows += len(table)
+            self.positive += int(records["label"].sum())
+            spill(self.scratch / "rows", records)
         if not self.rows:
             raise DataError(f"{self.dataset.raw} holds no usable row; `python -m components check` tells what it holds")
         if self.positive in (0, self.rows):

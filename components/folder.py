@@ -1,6 +1,5 @@
 """A folder in object storage whose files appear whole or not at all."""
 
-import errno
 import glob
 import json
 import os
@@ -12,14 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nascore.files import connect
-from nascore.storage import StorageError
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from nascore.storage import room
 
 
 class Folder:
@@ -49,7 +45,7 @@ class Folder:
     def publish(self, local: str, name: str) -> None:
         """Put a finished local file in place under its name."""
         target = f"{self.path}/{name}"
-        with self._told(name):
+        with room(f"{self.url}/{name}"):
             self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
             if "file" not in self.fs.protocol:
                 self.fs.put_file(local, target)
@@ -64,22 +60,10 @@ class Folder:
     @contextmanager
     def writing(self, name: str) -> Iterator[str]:
         """A local path to write to, published under `name` if nothing was raised."""
-        with self._told(name), tempfile.TemporaryDirectory(prefix="nascore-") as scratch:
+        with room(f"{self.url}/{name}"), tempfile.TemporaryDirectory(prefix="nascore-") as scratch:
             local = f"{scratch}/file"
             yield local
             self.publish(local, name)
-
-    @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """A full disk is an error of the storage, whoever met it."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            full = getattr(error, "errno", None) in FULL or any(f"os error {code})" in str(error) for code in FULL)
-            if not full:
-                raise
-            where = f"{self.url}/{name}: {error}"
-            raise StorageError(f"{where}; free some space there or in {tempfile.gettempdir()}") from error
 
     def write_text(self, name: str, text: str) -> None:
         with self.writing(name) as local:

@@ -52,6 +52,7 @@ def create(folder: Folder, name: str, data: bytes) -> bool:
             partial.write(data)
             partial.flush()
             os.fsync(partial.fileno())
+            os.fchmod(partial.fileno(), 0o666 & ~_umask())
             try:
                 os.link(partial.name, target)
             except FileExistsError:
@@ -194,6 +195,12 @@ def leased(folder: Folder, seconds: float) -> Iterator[Lease]:
         thread.join()
         signal.signal(signal.SIGUSR1, usual)
         lease.release()
+
+
+def _umask() -> int:
+    """What of a new file's permissions is withheld here."""
+    os.umask(known := os.umask(0o077))
+    return known
 
 
 def process() -> dict[str, Any]:

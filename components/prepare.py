@@ -23,6 +23,7 @@ from nascore import plugins
 from nascore.datasets import DataError, Dataset, Layout
 from nascore.protocols import Protocol
 from nascore.schema import SPLITS, Column, Schema
+from nascore.storage import spill
 from nascore.tables import Entities, Vocabulary
 
 USERS_A_PART = 4_096
@@ -118,8 +119,7 @@ class Log:
         self.rows += len(table)
         part = records["user"] // USERS_A_PART
         for number in np.unique(part):
-            with open(self._part(int(number)), "ab") as spill:
-                records[part == number].tofile(spill)
+            spill(self._part(int(number)), records[part == number])
 
     def _part(self, number: int) -> Path:
         return self.scratch / f"users-{number:06d}"

@@ -69,6 +69,7 @@ def heading(told: Told, titles: Sequence[str]) -> str:
     facts = {
         "Data": run.dataset,
         "Protocol": told.report.get("protocol", schema.protocol),
+        "Seen of the future": told.report.get("sees", ""),
         "Rows": " · ".join(f"{split} {rows:,}" for split, rows in schema.rows.items()),
         "Users": " · ".join(users) if schema.user else "",
         "Items": f"{schema.items - 1:,}" if schema.item else "",
@@ -122,7 +123,7 @@ def comparison(told: Told) -> str:
     if not told.models:
         return lead("This was not measured: no model of this run was tested.")
     metrics = dict.fromkeys(metric for model in told.models for metric in model["metrics"])
-    warm = sorted((metric for metric in metrics if "/" not in metric), key=lambda metric: metric != told.headline)
+    warm = sorted((one for one in metrics if not one.endswith("/cold")), key=lambda metric: metric != told.headline)
     cuts = {*CUTOFFS, told.headline.partition("@")[2]}
     chosen = [metric for metric in warm if metric.partition("@")[2] in cuts]
     cold = [f"{metric}/cold" for metric in chosen if f"{metric}/cold" in metrics]

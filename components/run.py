@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components import order
 from components.folder import Folder
 from components.ledger import Ledger
 from components.settings import Allowance, Diagnosis, Tuning, Workers
@@ -206,8 +207,7 @@ class Run:
         """Raise for all that can be known to be wrong before a stage runs."""
         self.check_data()
         self.check_options()
-        if self.stages[:1] != STAGES[:1] and not (self.folder / STAGES[0]).done:
-            raise ValueError(f"--stages begins with {STAGES[0]} where the run holds no prepared data yet")
+        order.check(self.folder, self.planned, searched=not self.method.routes)
 
     def check_options(self) -> None:
         """Raise for what is wrong with the options by themselves: no file is looked at."""

@@ -135,7 +135,7 @@ class Bundle:
         for one in wanted:
             column = _column(rows, "history" if one["kind"] == "history" else one["name"])
             if one["kind"] == "number":
-                value = np.asarray(column.cast(pa.float32()).fill_null(float("nan")))
+                value = np.asarray(column.cast(pa.float64(), safe=False).fill_null(float("nan"))).astype(np.float32)
                 found[one["name"]] = torch.from_numpy(np.where(np.isfinite(value), value, np.float32("nan")))
             elif one["kind"] == "set":
                 value = _padded(self._members(one["name"], column), one["shape"][1], right=True)

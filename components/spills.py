@@ -12,6 +12,7 @@ from components.folder import Folder
 from nascore.datasets import DataError
 from nascore.rows import seed_of
 from nascore.schema import SPLITS
+from nascore.storage import spill
 
 BUCKET_BYTES = 48 << 20
 ROWS_A_GROUP, FEWEST_A_GROUP, GROUPS = 65_536, 64, 64
@@ -37,8 +38,7 @@ class Spills:
             chosen = split == which
             self.counts[title] += int(chosen.sum())
             for target in np.unique(bucket[chosen]):
-                with open(self.scratch / f"{title}-{target:05d}", "ab") as spill:
-                    records[chosen & (bucket == target)].tofile(spill)
+                spill(self.scratch / f"{title}-{target:05d}", records[chosen & (bucket == target)])
 
     def write(self, protocol: str, folder: Folder) -> None:
         """One file a bucket; small splits have row groups enough for many workers too. Raises for an empty split."""
@@ -51,13 +51,13 @@ class Spills:
         for title, rows in self.counts.items():
             size = min(ROWS_A_GROUP, max(FEWEST_A_GROUP, -(-rows // GROUPS)))
             for number in range(self.buckets):
-                spill = self.scratch / f"{title}-{number:05d}"
-                if not spill.exists():
+                bucket = self.scratch / f"{title}-{number:05d}"
+                if not bucket.exists():
                     continue
-                records = np.fromfile(spill, self.record)
+                records = np.fromfile(bucket, self.record)
                 records = records[np.random.default_rng(seed_of("prepare", title, number)).permutation(len(records))]
                 table = pa.table({field: np.ascontiguousarray(records[field]) for field in self.record.names or ()})
                 with folder.writing(f"split={title}/part-{number:05d}.parquet") as local:
                     pq.write_table(table, local, compression="zstd", row_group_size=size)
-                spill.unlink()
+                bucket.unlink()
                 del records, table  # before the next bucket is read

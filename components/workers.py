@@ -4,6 +4,8 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -16,6 +18,8 @@ from nascore.methods import Scorer
 UNITS = {"CPU": ("CPUs", 1), "GPU": ("GPUs", 1), "memory": ("GiB", 1 << 30)}
 RESTARTS = 16
 """How often a piece of work may lose its worker or node. Ray does not count actors whose node it drained in time."""
+STAGED = 3 * 86_400
+"""Seconds for which a node keeps a file that it fetched, at least."""
 
 
 def connect() -> None:
@@ -70,9 +74,15 @@ def staged(folder: Folder, name: str) -> str:
     if "file" in folder.fs.protocol:
         return f"{folder.path}/{name}"
     known = hashlib.sha256(f"{folder.url}/{name}/{folder.fs.info(f'{folder.path}/{name}')}".encode()).hexdigest()
-    local = Path(tempfile.gettempdir()) / "nascore-staged" / known
-    if not local.exists():
+    local = Path(tempfile.gettempdir()) / f"nascore-staged-{os.getuid()}" / known
+    if local.exists():
+        os.utime(local)
+    else:
         local.parent.mkdir(exist_ok=True)
+        for old in local.parent.glob("*"):
+            with suppress(OSError):
+                if old.is_file() and time.time() - old.stat().st_mtime > STAGED:
+                    old.unlink()  # whoever has it mapped keeps it
         with tempfile.TemporaryDirectory(dir=local.parent) as scratch:
             folder.fs.get_file(f"{folder.path}/{name}", f"{scratch}/file")
             os.replace(f"{scratch}/file", local)

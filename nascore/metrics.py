@@ -81,13 +81,6 @@ def log_loss(logit_B: Tensor, label_B: Tensor) -> Tensor:
     )
 
 
-def mrr(hits_BK: Tensor, k: int) -> Tensor:
-    """One over the rank of the first relevant candidate among the first k, 0 without one. Shape (B,)."""
-    hits_BK = hits_BK[:, :k]
-    first_B = hits_BK.to(torch.int8).argmax(dim=1)
-    return torch.where(hits_BK.any(dim=1), 1 / (first_B + 1).to(torch.float64), 0.0)
-
-
 def of_rank(rank_B: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
     """Recall, reciprocal rank and NDCG at each k of units with one relevant item, at a rank from 1 on. Each (B,)."""
     place_B = rank_B.to(torch.float64)

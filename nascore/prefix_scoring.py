@@ -23,6 +23,7 @@ from nascore.tasks.retrieval import Retrieval, preferences
 
 Prefix = tuple[str, ...]
 CHUNK = 8_192
+CELLS = 1 << 20
 EXPONENT = 80.0
 
 
@@ -77,7 +78,6 @@ class _Side:
         self, chain: Chain, cache: Cache, calibrated: tuple[Data, Tensor, Tensor] | None, judged: Data
     ) -> None:
         self.chain, self.cache, self.judged = chain, cache, judged
-        self.stems: dict[str, Tensor] = {}
         self.calibrated, self.count_C = None, torch.zeros(0)
         if calibrated is not None:
             data, first, second = calibrated
@@ -95,7 +95,7 @@ class _Side:
 
     def _outputs(self, path: Prefix, side: str) -> list[Tensor]:
         if len(path) == 1:
-            return [self._stem(path[0])]
+            return [self.cache.get((side, "stem", *path), lambda: self._stem(path[0]))]
         last = len(path) == len(self.chain.blocks) + 1
         before = self._outputs(path[:-1], side)
         if last:
@@ -103,16 +103,14 @@ class _Side:
         return [*before, self.cache.get((side, *path), lambda: self._block(path, before))]
 
     def _stem(self, choice: str) -> Tensor:
-        if choice not in self.stems:
-            parts = []
-            for data, first, second in (
-                *((self.calibrated,) if self.calibrated else ()),
-                (self.judged, self.first, self.second),
-            ):
-                pairs = zip(first.split(CHUNK), second.split(CHUNK), strict=True)
-                parts += [self.chain.stem(data, some, more, choice) for some, more in pairs]
-            self.stems[choice] = torch.cat(parts)
-        return self.stems[choice]
+        parts = []
+        for data, first, second in (
+            *((self.calibrated,) if self.calibrated else ()),
+            (self.judged, self.first, self.second),
+        ):
+            pairs = zip(first.split(CHUNK), second.split(CHUNK), strict=True)
+            parts += [self.chain.stem(data, some, more, choice) for some, more in pairs]
+        return torch.cat(parts)
 
     def _block(self, path: Prefix, before: list[Tensor]) -> Tensor:
         row = self.chain.blocks[len(path) - 2].option(path[-1])
@@ -196,11 +194,15 @@ class PrefixScorer:
         return -float((batches / torch.tensor(self.sizes, device=loss_R.device)).mean())
 
     def _compact(self, user_UO: Tensor, item_JO: Tensor, plain: bool) -> Tensor:
-        logit_UJ = self.task.logits(user_UO, item_JO, self.items, plain)
-        highest_U = logit_UJ.amax(1)
-        sums_UN = (logit_UJ - highest_U[:, None]).exp() @ self.counts_JN
-        own_R = logit_UJ[self.user_of, self.item_of]
-        return sums_UN[self.user_of, self.batch_of].log() + highest_U[self.user_of] - own_R
+        loss_R, size = user_UO.new_empty(len(self.user_of)), max(1, CELLS // len(item_JO))
+        for start, some_UO in zip(range(0, len(user_UO), size), user_UO.split(size), strict=True):
+            logit_UJ = self.task.logits(some_UO, item_JO, self.items, plain)
+            rows_R = ((self.user_of >= start) & (self.user_of < start + size)).nonzero().squeeze(1)
+            place_R = self.user_of[rows_R] - start
+            own_R, highest_U = logit_UJ[place_R, self.item_of[rows_R]], logit_UJ.amax(1)
+            sums_UN = logit_UJ.sub_(highest_U[:, None]).exp_() @ self.counts_JN
+            loss_R[rows_R] = sums_UN[place_R, self.batch_of[rows_R]].log() + highest_U[place_R] - own_R
+        return loss_R
 
     def _batched(self, user_UO: Tensor, item_JO: Tensor, plain: bool) -> Tensor:
         parts = zip(self.user_of.split(self.sizes), self.item_of.split(self.sizes), strict=True)

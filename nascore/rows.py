@@ -28,6 +28,7 @@ from torch import Tensor
 from nascore.files import connect
 from nascore.ragged import Ragged
 from nascore.schema import Batch, Schema
+from nascore.storage import room
 
 KEYS = ("user", "item", "before")
 Mode = Literal["resident", "streaming"]
@@ -85,12 +86,12 @@ class Data:
         self.split, self.splits = split, tuple(split.split("+"))
         self.device, self.mode, self.rank, self.world, self.window = device, mode, rank, world, window
         self.home, self.shown = device if mode == "resident" else "cpu", shown
-        first_words = KEYS if self.schema.user else ("label",)
-        self.names = (*first_words, *(column.name for column in self.schema.of("row")))
+        self.names = (*(KEYS if self.schema.user else ("label",)), *(column.name for column in self.schema.of("row")))
         self.groups: list[tuple[str, int, int]] = []
         for file in (file for name in self.splits for file in self._parts(f"split={name}")):
             footer = pq.read_metadata(file, filesystem=self.fs)
             self.groups += [(file, group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
+        self.schema.check_rows(url, self.splits, sum(rows for _, _, rows in self.groups))
         self.only: dict[tuple[str, int], NDArray[np.bool_]] | None = None
         if only is not None:
             self._select(only)
@@ -378,21 +379,19 @@ class Data:
     def _events(self, splits: Sequence[str]) -> Ragged:
         """Each user's events of some splits in time order, merged part by part: a part holds a range of users."""
         count = np.zeros(self.schema.users + 1, np.int64)
-        with tempfile.NamedTemporaryFile(prefix="nascore-history-") as scratch:
+        with room("histories"), tempfile.NamedTemporaryFile(prefix="nascore-history-") as scratch:
             for parts in zip(*(self._parts(f"history/split={split}") for split in splits), strict=True):
                 tables = [pq.read_table(part, filesystem=self.fs) for part in parts]
                 user, order, item = (
                     np.concatenate([table[name].to_numpy() for table in tables]) for name in ("user", "order", "item")
                 )
-                item[np.lexsort((order, user))].tofile(scratch)
+                scratch.write(item[np.lexsort((order, user))].data)
                 users, counts = np.unique(user, return_counts=True)
                 count[users + 1] = counts
-            scratch.flush()
             at = torch.from_numpy(count.cumsum())
             size = max(1, int(at[-1]))
-            if not at[-1]:
-                scratch.write(bytes(4))
-                scratch.flush()
+            scratch.write(bytes(0 if at[-1] else 4))
+            scratch.flush()
             item_E = torch.from_file(scratch.name, shared=False, size=size, dtype=torch.int32)
             return Ragged(at.to(self.home), item_E.clone().to(self.home) if self.mode == "resident" else item_E)
 

@@ -1,11 +1,13 @@
 """The one description between data and models: columns, the schema of a prepared data set, and a batch of it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from torch import Tensor
+
+from nascore.storage import StorageError
 
 Side = Literal["user", "item", "row"]
 Kind = Literal["category", "set", "number"]
@@ -63,6 +65,13 @@ class Schema:
     def of(self, side: Side) -> tuple[Column, ...]:
         """The features of one side, in order."""
         return tuple(column for column in self.columns if column.side == side)
+
+    def check_rows(self, url: str, splits: Sequence[str], held: int) -> None:
+        """Raise `StorageError` unless the files of some splits hold the rows that were prepared."""
+        known = sum(self.rows.get(split, 0) for split in splits)
+        if held != known:
+            there = f"{url}: of {known:,} rows of {' and '.join(splits)} {held:,} are there"
+            raise StorageError(f"{there}; files are missing or another run writes them: remove the folder, start anew")
 
     @property
     def blank(self) -> tuple[str, ...]:

@@ -127,9 +127,10 @@ class Space:
         )
 
     def sample(self, rng: Random) -> Genotype:
-        """A member drawn uniformly: every decision by itself, redrawn together until the constraints are kept.
+        """A member: every decision drawn by itself, redrawn together until the constraints are kept.
 
-        Where 1,000 draws meet no member, the one nearest to the constraints walks: see `_walk`.
+        So members are equally likely where each decision picks one option; see `Decision.sample` for others. Where
+        1,000 draws meet no member, the one nearest to the constraints walks: see `_walk`.
         """
         nearest, excess = self._nearest(
             lambda: {name: decision.sample(rng) for name, decision in self.decisions.items()}, RARE

@@ -159,6 +159,8 @@ class Training:
 
     def __post_init__(self) -> None:
         bounded(self, batch=1, temperature=1e-6, rate=0, epochs=1, patience=0)
+        if self.rate >= 1:
+            raise ValueError(f"rate of the estimated sampling frequency: not 0 <= rate < 1: {self.rate}")
 
     def task(self, schema: Schema) -> Retrieval:
         return Retrieval(

@@ -91,7 +91,6 @@ def finished(root: Path, methods: tuple[Method, ...], **known: Any) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         for module in (derive, trainings):
             patch.setattr(module, "settle", lambda run: "cpu")
-        patch.setattr(evaluate, "RESAMPLES", 50)
         patch.setattr(evaluate, "test_all", lambda run, models: [evaluate.tested(run, one) for one in models])
         prepare.main(run)
         run.save()

@@ -43,7 +43,10 @@ GALLERIES = ("ops", "samplers", "strategies", "tasks", "datasets", "protocols", 
 OPTUNA = {"nascore.strategies.tpe", "nascore.strategies.nsga2"}
 PLUMBING = {
     "components",
-    *(f"components.{name}" for name in "folder run workers job trainings finalists models spills examples".split()),
+    *(
+        f"components.{name}"
+        for name in "folder order run workers job trainings finalists models spills examples".split()
+    ),
     *(f"components.{name}" for name in "settings ledger tracking progress cost_section".split()),
     *(f"components.{name}" for name in "errors told page pictures search_sections kinds_section".split()),
     *(f"components.{name}" for name in "lease registry versions warm".split()),

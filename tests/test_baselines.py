@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from components.run import Run
 from nascore import plugins
-from nascore.methods import Method
+from nascore.methods import HandMade, Method
 from nascore.methods.bst import BST
 from nascore.methods.ease import EASE
 from nascore.methods.googlednn import GoogleDNN
@@ -201,7 +201,7 @@ def test_heads_must_share_the_width() -> None:
             build(f"transformer_pool:heads={heads}", T=3, D=12)
 
 
-@pytest.mark.parametrize("method", [SENET(size="L"), BST(size="L"), GoogleDNN(size="L")], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [SENET(size="L"), GoogleDNN(size="L")], ids=lambda m: m.name)
 def test_a_tower_without_history_has_the_user_only(method: Method) -> None:
     bare = schema(4, 3, 0, 0)
     batch = Batch({f"u{n}": torch.tensor([1, 2, 9]) for n in range(4)}, {"user": torch.arange(3)}, torch.arange(3))
@@ -294,9 +294,10 @@ def test_mind_gives_interests_and_the_mean_of_an_items_columns(prepared: Prepare
     assert (output["user"][:, 0] - output["user"][:, 1]).norm(dim=1).max() > 1e-3, "interests differ"
 
 
-def test_mind_needs_a_history() -> None:
-    with pytest.raises(ValueError, match="name the features of a history"):
-        net_of(MIND(), schema(4, 3, 0, 0))
+@pytest.mark.parametrize("method", [MIND(), BST()])
+def test_some_need_a_history(method: HandMade) -> None:
+    with pytest.raises(ValueError, match=f"{type(method).__name__} .*name the features of a history"):
+        net_of(method, schema(4, 3, 0, 0))
 
 
 # Several vectors a user

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -17,7 +18,7 @@ from components.errors import exit_code, told
 from components.folder import Folder
 from nascore.datasets import DataError
 from nascore.space import Infeasible
-from nascore.storage import StorageError
+from nascore.storage import StorageError, spill
 from pipelines import __main__ as command
 
 
@@ -143,3 +144,31 @@ def test_a_disk_that_fills_while_a_file_is_published_keeps_what_was_there(
 def test_another_error_is_not_called_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="mine"), Folder(str(tmp_path)).writing("a"):
         raise OSError("mine")
+
+
+def test_records_that_do_not_fit_are_an_error() -> None:
+    with pytest.raises(StorageError, match="/dev/full: .*No space left on device; free some space"):
+        spill(Path("/dev/full"), np.zeros(3, [("a", "i4"), ("b", "f4")]))
+
+
+CUT = """
+import resource, sys
+from components import prepare
+from nascore.storage import StorageError
+from pipelines.__main__ import parse
+run = parse("nasrec", ["--root", sys.argv[1], "--dataset", "planted_clicks:rows=6000", "--rivals=[]"])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    prepare.main(run)
+except StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("room", [100, 50_000, 119_000])
+def test_rows_that_do_not_fit_are_an_error(tmp_path: Path, room: int) -> None:
+    """Whatever is cut off, be it the end of a block that nobody asked to be written yet."""
+    program = [sys.executable, "-c", CUT, str(tmp_path / "run"), str(room)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert "free some space there or in" in done.stdout, done.stderr
+    assert not (tmp_path / "run/prepare/done.json").exists()

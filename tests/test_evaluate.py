@@ -126,20 +126,23 @@ def test_a_diagnosis_can_be_left_out(run_with: RunWith) -> None:
 # Evaluation
 
 
-def test_an_interval_resamples_seeds_and_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interval_holds_the_spread_of_users_and_of_seeds() -> None:
     rng = np.random.default_rng(3)
-    matrix = rng.random((3, 200)) + np.array([[0.0], [0.3], [0.6]])
-    low, high = interval(matrix)
-    assert low < matrix.mean() < high and interval(matrix) == (low, high)
-    drawn = []
-    for _ in range(4_000):
-        by_user = matrix[rng.integers(0, 3, 3)].mean(0)
-        drawn.append(by_user[rng.integers(0, 200, 200)].mean())
-    assert (low, high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.04)
-    alone = matrix[:1]
-    wanted = stats.bootstrap((alone[0],), np.mean, method="percentile", rng=np.random.default_rng(0))
-    assert interval(alone) == pytest.approx(tuple(wanted.confidence_interval), abs=0.01)
+    alone = rng.random((1, 200))
+    wanted = stats.t.interval(0.95, 199, alone.mean(), stats.sem(alone[0]))
+    assert interval(alone) == pytest.approx(wanted, rel=1e-9)
+    seeds = np.array([[0.0], [0.3], [0.6]])
+    wanted = stats.t.interval(0.95, 2, 0.3, stats.sem(seeds[:, 0]))
+    assert interval(np.repeat(seeds, 5, 1)) == pytest.approx(wanted, rel=1e-9)
     assert interval(np.full((2, 5), 0.25)) == (0.25, 0.25)
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(5), 0
+    for _ in range(400):
+        low, high = interval(rng.normal(0, 0.3, (1, 200)) + rng.normal(0, 0.15, (3, 1)))
+        held += low < 0 < high
+    assert 0.92 < held / 400 < 0.98
 
 
 def test_two_models_are_compared_user_by_user() -> None:
@@ -315,7 +318,6 @@ def test_what_was_given_is_compared_with_the_rivals_only(run_with: RunWith) -> N
 
 def test_a_run_is_evaluated_from_its_files(run_with: RunWith, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainings, "settle", lambda run: "cpu")
-    monkeypatch.setattr(evaluate, "RESAMPLES", 100)
     monkeypatch.setattr(evaluate, "test_all", lambda run, models: [evaluate.tested(run, one) for one in models])
     run = run_with(METHOD, Popularity(), seeds=(0, 1), budgets=("",))
     ours = next(iter(METHOD.space(run.schema).members()))

@@ -165,6 +165,14 @@ def test_a_past_is_the_last_known_events(bundle: Bundle, tmp_path: Path) -> None
         bundle.inputs("model", rows.select(["history"]))
 
 
+def test_whole_numbers_are_read_as_in_training(bundle: Bundle) -> None:
+    bundle.schema["programs"]["model"]["inputs"] = [{"name": "cents", "kind": "number", "shape": ["rows"]}]
+    for kind in (pa.int64(), pa.float64(), pa.string()):
+        cents = pa.array([1, 20_000_001, None]).cast(kind)
+        value = bundle.inputs("model", pa.table({"cents": cents}))["cents"]
+        assert value.dtype == torch.float32 and value[:2].tolist() == [1, 20_000_000] and value[2].isnan()
+
+
 def test_the_best_items_may_leave_out_those_of_the_past(bundle: Bundle) -> None:
     rows = pa.table({"history": [["a", "b", "c", "d"], ["d"], ["b", "gone"]], "town": ["x", "x", "y"]})
     best = bundle.best(rows, 2).to_pydict()

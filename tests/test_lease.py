@@ -37,6 +37,16 @@ def test_a_file_is_created_once(folder: Folder) -> None:
     assert folder.read_text("a/b.json") == "first" and folder.names("a/*") == ["a/b.json"]
 
 
+def test_a_file_on_disk_is_as_open_as_others(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        create(Folder(str(tmp_path)), "a.json", b"{}")
+        assert os.umask(0o027) == 0o027, "it stays as it was"
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+
+
 def test_of_many_that_create_a_file_one_does(folder: Folder) -> None:
     start, done = threading.Barrier(8), list[bool]()
 

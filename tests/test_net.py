@@ -244,3 +244,13 @@ def test_tables_are_xavier_with_a_zero_row_for_the_missing() -> None:
         assert not table.weight[0].any() and table.weight[1:].all() and table.padding_idx == 0
         bound = (6 / (table.weight.shape[0] + 16)) ** 0.5
         assert 0.9 * bound < table.weight.abs().max() <= bound
+
+
+def test_a_column_may_have_any_name() -> None:
+    columns = [Column(name, size=3) for name in ("type", "items", "training", "forward", "color")]
+    tables = embedding(columns, 2)
+    assert [*tables] == [column.name for column in columns] and tables["type"].weight.shape == (3, 2)
+    assert [name for name, _ in tables.named_parameters()] == [f"{column.name}.weight" for column in columns]
+    other = embedding(columns, 2)
+    other.load_state_dict(tables.state_dict())
+    assert torch.equal(other["items"].weight, tables["items"].weight)

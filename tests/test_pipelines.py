@@ -1,5 +1,6 @@
 """The command line: what options become, what is refused before anything runs, and what help costs."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from components import __main__ as components
+from components.folder import Folder
 from components.run import STAGES, Run
 from components.settings import Diagnosis, Workers
 from nascore import plugins
@@ -20,7 +23,6 @@ from nascore.methods.autotower import AutoTower
 from nascore.methods.ease import EASE
 from nascore.methods.googlednn import GoogleDNN
 from nascore.methods.popularity import Popularity
-from nascore.training import Learning
 from nascore.two_tower import Training
 from pipelines import __main__ as command
 from pipelines.autotower import autotower
@@ -103,7 +105,7 @@ def test_every_option_reaches_the_run() -> None:
     training = Training(learning_rate=3e-3)
     fitness = Fitness("recall@50")
     sizes: dict[str, Any] = {"blocks": 3, "item_blocks": 2, "shortcuts": False}
-    ours = AutoTower(**sizes, paths="nasp", nasp=Learning(every=4), fitness=fitness, training=training)
+    ours = AutoTower(**sizes, paths="nasp", nasp=replace(AutoTower().nasp, every=4), fitness=fitness, training=training)
     assert run == Run(
         root="/tmp/r",
         dataset="parquet",
@@ -267,7 +269,8 @@ def pipeline(tmp_path: Path, shop: Any, monkeypatch: pytest.MonkeyPatch) -> Give
         (["--method.fitness.rows=0"], "Fitness: rows is at least 1, not 0"),
         (["--budgets=['macs=nan']"], "budget 'macs': a limit must be positive, not nan"),
         (["--stages=[run]"], "no stage 'run'; there are: prepare, supernet"),
-        (["--stages=[supernet]"], "--stages begins with prepare"),
+        (["--stages=[supernet]"], "supernet reads what prepare makes, which is not done"),
+        (["--stages=[prepare,supernet,retrain]"], "retrain reads what search makes, which is not done"),
         (["--seeds=[1,1]"], "--seeds needs one or more, each once; not [1, 1]"),
         (["--budgets=[XXL]"], "budget 'XXL' is not of the form unit=limit"),
         (["--budgets=[flops=3]"], "budget 'flops': the unit"),
@@ -287,6 +290,20 @@ def test_a_wrong_name_fails_before_anything_runs(
     assert "prepare" not in said.out and not (tmp_path / "run").exists()
 
 
+def test_a_stage_does_not_come_after_what_reads_it(
+    pipeline: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in ("prepare", "supernet", "search", "retrain"):
+        Folder(f"{tmp_path}/run/{stage}").write_json("done.json", {})
+    assert pipeline(f"--stages={json.dumps(STAGES)}") == 2
+    assert (
+        "run: tune comes too late, retrain was done without it. Leave it out of --stages, or" in capsys.readouterr().err
+    )
+    assert pipeline("--stages=[prepare,supernet,search,retrain]") == 0
+    assert components.main(["tune", f"{tmp_path}/run"]) == 2
+    assert "tune comes too late" in capsys.readouterr().err
+
+
 def test_stages_run_once_in_order(pipeline: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pipeline() == 0
     assert "prepare: done in" in capsys.readouterr().out
@@ -304,8 +321,8 @@ def test_a_failing_stage_says_how_to_go_on(
     def fails(run: Run) -> None:
         raise FloatingPointError("none of 3 genotypes has a finite score")
 
-    monkeypatch.setattr("components.evaluate.main", fails)
-    assert pipeline("--stages=[prepare,evaluate]") == 2
+    monkeypatch.setattr("components.supernet.main", fails)
+    assert pipeline("--stages=[prepare,supernet]") == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: none of 3 genotypes has a finite score\nWhat is finished stays")
     assert "prepare: done in" in said.out

@@ -139,6 +139,20 @@ def test_a_small_cache_changes_nothing_but_the_work(
         assert shared.cache.misses == misses and shared.cache.hits > hits, "the second time all towers are there"
 
 
+def test_all_that_is_kept_is_in_the_cache(trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trained()
+    whole, small = one.shared(LOSS), one.shared(LOSS, 1)
+    assert whole.compact
+    monkeypatch.setattr(prefix_scoring, "CELLS", 100)  # some users at a time
+    genotypes = one.genotypes()
+    assert small(genotypes) == pytest.approx(whole(genotypes), rel=1e-6)
+    assert len(small.cache.entries) == 1
+    kept = sum(
+        value.nbytes for side in small.sides.values() for value in vars(side).values() if isinstance(value, Tensor)
+    )
+    assert kept < 64 * 200, "keys and counts of rows"
+
+
 def test_the_cache_drops_what_was_used_longest_ago() -> None:
     cache = Cache(3 * 40)
     made = []

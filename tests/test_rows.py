@@ -1,5 +1,6 @@
 """Rows to batches: against plain loops over the prepared files, resident and streamed, for one rank and for several."""
 
+import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from nascore import plugins
 from nascore.ragged import Ragged
 from nascore.rows import Data, permutation, seed_of
 from nascore.schema import SPLITS, Batch
+from nascore.storage import StorageError
 
 PROTOCOLS = [name for name in plugins.names("protocols") if not plugins.load("protocols", name).apart]
 Prepared = Callable[..., Run]
@@ -336,3 +338,14 @@ def test_seeds_hang_on_every_name() -> None:
     assert seed_of("rows", 3) == 4_220_613_014_474_090_948, "runs of other versions must go on as they were"
     assert permutation(100, "a").tolist() == permutation(100, "a").tolist() != permutation(100, "b").tolist()
     assert sorted(permutation(100, "a").tolist()) == list(range(100))
+
+
+def test_rows_that_are_missing_are_an_error(prepared: Prepared, tmp_path: Path) -> None:
+    copied = tmp_path / "prepare"
+    shutil.copytree(url(prepared()), copied)
+    part = next(iter(sorted((copied / "split=train").glob("*.parquet"))))
+    table = pq.read_table(part)
+    pq.write_table(table.slice(0, len(table) - 1), part)
+    with pytest.raises(StorageError, match=r"/prepare: of [\d,]+ rows of train [\d,]+ are there; files are missing or"):
+        Data(str(copied), "train")
+    assert Data(str(copied), "valid").rows

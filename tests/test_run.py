@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from components import prepare
+from components import prepare, workers
 from components import run as running
 from components.errors import told as line_of
 from components.run import STAGES, Folder, Run
@@ -341,3 +342,24 @@ def test_whether_a_budget_is_met_does_not_hang_on_how_it_is_spelled(
     monkeypatch.setattr(Space, "sample", lambda own, rng: (drawn.append(rng.random()), sample(own, rng))[1])
     run_with(METHOD, budgets=("macs=1e9", "macs=1000000000", "M")).check_prepared()
     assert len(drawn) >= 3 and len({*drawn}) == 1
+
+
+# Files on a node
+
+
+def test_a_node_fetches_a_file_once_and_drops_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    folder = Folder(f"memory://{tmp_path.name}")
+    request.addfinalizer(folder.clear)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("a", "b"):
+        folder.write_text(name, name)
+    first = Path(workers.staged(folder, "a"))
+    assert first.read_text() == "a"
+    os.utime(first, (0, 0))
+    assert workers.staged(folder, "a") == str(first) and time.time() - first.stat().st_mtime < 60, "it is in use again"
+    os.utime(first, (0, 0))
+    second = Path(workers.staged(folder, "b"))
+    assert second.parent == first.parent and not first.exists() and second.read_text() == "b"
+    assert workers.staged(Folder(str(tmp_path)), "x") == f"{tmp_path}/x", "on local disk nothing is fetched"

@@ -120,6 +120,11 @@ def test_what_cannot_be_embedded_is_an_error(data: Data, method: Any) -> None:
             method.net(schema, method.space(schema).narrow(method.space(schema).sample(Random(0))))
 
 
+def test_a_rate_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="not 0 <= rate < 1: 1.0"):
+        Training(rate=1.0)
+
+
 def test_a_training_is_two_plans_and_a_task(data: Data) -> None:
     training = Training(
         batch=7,

@@ -52,6 +52,12 @@ SCHEMA = "schema.yaml"
 SETTINGS = ("rows", "user", "item", "timestamp", "label", "history", "features", "tables")
 HISTORY_LENGTH = 20
 NEEDED = ("key", "timestamp", "label")
+TAKEN = {
+    "row": ("row", "before", "user", "item", "label", "timestamp"),
+    "user": ("history",),
+    "item": ("history", "mask"),
+}
+"""Names of what stands beside the features of a side: in packed rows of logs of users, and in batches and nets."""
 SPECIMEN = """\
 rows: clicks.parquet
 user: user_id
@@ -282,6 +288,8 @@ class _Description:
                 raise self._error(what, f"this is the {role}, which no model may read")
             if name == column and (side, kind) != (role, "category"):
                 raise self._error(what, f"this is the {role} key, whose side is {role} and whose kind is category")
+        if not self.alone and name in TAKEN[side]:
+            raise self._error(what, f"a feature of side {side} cannot be called {', '.join(TAKEN[side])}; rename it")
         return Feature(name, side, kind, bins, **limits)
 
     def _history(self, given: Any, features: tuple[Feature, ...]) -> tuple[tuple[str, ...], int]:

@@ -88,7 +88,7 @@ class AutoTower(Method):
     towers: int = 1
     anchor: bool = False
     paths: Literal["uniform", "nasp"] = "uniform"
-    nasp: Learning = Learning()
+    nasp: Learning = Learning(weight_decay=0.0)
     candidates: int = 2_550
     fitness: Fitness = Fitness()
     training: Training = Training()
@@ -183,6 +183,7 @@ class AutoTower(Method):
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         assert isinstance(net, _AutoTowerNet) and isinstance(task, Retrieval)
+        net.eval()
         return PrefixScorer(*net.chains(), task, train, valid, self.fitness, cache_bytes)
 
     def paper_meter(self, schema: Schema, genotype: Genotype) -> dict[str, Cost]:

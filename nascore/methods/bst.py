@@ -36,6 +36,8 @@ class BST(GoogleDNN):
         bounded(self, heads=1, feed_forward=1, dropout=0)
 
     def net(self, schema: Schema, space: Space) -> Net:
+        if not schema.history:
+            raise ValueError("BST encodes a user's past: name the features of a history, or take googlednn")
         encoder = f"heads={self.heads},hidden={self.feed_forward},dropout={self.dropout},pool={self.pool}"
         spec = f"transformer_pool:{encoder}"
         return PlainTowers(schema, space, self.embedding, HIDDEN[self.size], self.output, spec)

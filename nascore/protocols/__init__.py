@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 TRAIN, VALID, TEST = 0, 1, 2
 BINS = 65_536
+OTHERS = "rows of other users that are later than those tested train the models too"
 Log = Callable[[], Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]]
 
 
@@ -25,6 +26,7 @@ class Protocol(ABC):
     history_from: the splits that a split's histories are made of. seen_in: the splits whose items are no candidates
     when a split is ranked. least_before: how many earlier events a row needs to be one; rows with fewer stand in
     histories only. leaks: what the protocol shows that it should not, "" if nothing.
+    sees: what models learn of other users' later rows, which no forecast could know, "" if nothing.
     """
 
     history_from: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -36,6 +38,7 @@ class Protocol(ABC):
     strictly_earlier: ClassVar[bool] = True
     least_before: ClassVar[int] = 0
     leaks: ClassVar[str] = ""
+    sees: ClassVar[str] = ""
     apart: ClassVar[bool] = False
 
     def survey(self, log: Log) -> None:  # noqa: B027 (most protocols need none)

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nascore.protocols import TEST, TRAIN, VALID, Protocol, starts
+from nascore.protocols import OTHERS, TEST, TRAIN, VALID, Protocol, starts
 
 
 class LeaveOneOut(Protocol):
@@ -17,6 +17,7 @@ class LeaveOneOut(Protocol):
 
     strictly_earlier: ClassVar[bool] = False
     least_before: ClassVar[int] = 1
+    sees: ClassVar[str] = OTHERS
 
     def split(self, user: NDArray[np.int32], timestamp: NDArray[np.int64]) -> NDArray[np.int8]:
         label = np.full(len(user), TRAIN, np.int8)

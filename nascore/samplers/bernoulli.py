@@ -202,7 +202,7 @@ def histograms(value_BG: Tensor) -> Tensor:
 def valleys(count_BH: Tensor) -> Tensor:
     """The threshold that each histogram gives: the lower end of its first valley, one half where it has none (B,).
 
-    A valley is a bin that is no higher than the one before and no lower than the one after, counted as means of three
+    A valley is a bin that is no higher than the one before and no higher than the one after, counted as means of three
     neighbours, with values on both sides (iHAS §3.3.3, where it is 100 bins without means, which for a few hundred
     values is noise).
     """

@@ -14,7 +14,7 @@ Count = Literal["single", "any"]
 
 
 class SingleOperator(Sampler):
-    """A path a step. Of n options "any" opens 1 + Binomial(n - 1, 1/2), at most as many as the decision allows.
+    """A path a step. Where at most n options may be open, "any" opens 1 + Binomial(n - 1, 1/2) of them.
 
     Of operators it opens up to all, also where the space to search allows one.
 

@@ -99,6 +99,15 @@ def test_no_user_is_shown_its_own_future_unless_the_protocol_says_so(name: str) 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_protocol_says_whether_later_rows_train(name: str) -> None:
+    protocol: type[Protocol] = plugins.load("protocols", name)
+    rows = log()
+    label, (_, timestamp) = split(name, rows), ordered(rows)
+    later = timestamp[label == TRAIN].max() > timestamp[label == TEST].min()
+    assert bool(later) == bool(protocol.sees or protocol.leaks)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_split_says_what_it_knows(name: str) -> None:
     protocol: type[Protocol] = plugins.load("protocols", name)
     for known in (protocol.history_from, protocol.seen_in):

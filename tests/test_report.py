@@ -115,7 +115,7 @@ def fake(root: Path, label: str = "", **settings: Any) -> tuple[Run, list[Row]]:
     a, b = entries[0], entries[-1]
     pair = {"a": a[0], "b": b[0], "metric": "recall@50", "delta": a[5] - b[5], "low": 0.05, "high": 0.15, "p": 1e-9}
     verdict = f"{a[0]} beats the best rival."
-    known = {"run": run.root, "protocol": "user_temporal/full-ranking", "leaks": ""}
+    known = {"run": run.root, "protocol": "user_temporal/full-ranking", "leaks": "", "sees": "later rows train"}
     found = {"headline": "recall@50", "verdict": verdict, "rows": rows, "paired": [pair], "models": models}
     write(run, "evaluate/report.json", {**known, **found, "diagnose": {}, "timing": {}})
     points = [
@@ -190,7 +190,7 @@ def test_heading_tells_verdict_data_and_budget(tmp_path: Path) -> None:
     assert told["Users"] == "100 · train 100 · valid 90 · later 95"
     assert (told["Items"], told["Split digest"]) == ("50", "0123456789ab")
     assert told["Budgets"].replace("\xa0", " ") == "M: params ≤ 480 k, macs ≤ 560 k"
-    assert told["Protocol"] == "user_temporal/full-ranking"
+    assert (told["Protocol"], told["Seen of the future"]) == ("user_temporal/full-ranking", "later rows train")
     assert told["Features not read"] == "hour"
     assert (told["Malformed rows left out"], told["Rows left out as not positive"]) == ("log.csv 4", "17")
     assert re.findall(r"<b>(.*?)</b>", text) == ["0.3100", "0.2000", "+0.1100", "τ 0.52"]

@@ -30,6 +30,8 @@ from nascore.sequence_net import Training as SequenceTraining
 from nascore.space import Decision, Genotype, Space, key
 from nascore.tasks import Task
 from nascore.training import Learning, Penalty, Plan
+from nascore.two_tower import TUNABLES
+from nascore.two_tower import Training as RetrievalTraining
 
 CACHE = 2 << 30
 Scorer = Callable[[Sequence[Genotype]], list[float]]
@@ -296,6 +298,38 @@ class ClickBaseline(HandMade):
 
     def tunables(self) -> Space:
         return Space([*self.training.tunables, *([Decision("width", self.widths)] if self.widths else [])])
+
+
+class RetrievalBaseline(HandMade):
+    """A hand-made model of two towers; `training` is a field of each."""
+
+    training: RetrievalTraining
+
+    def task(self, schema: Schema) -> Task:
+        return self.training.task(schema)
+
+    @property
+    def stop(self) -> Fitness:
+        return Fitness(self.training.stop)
+
+    @property
+    def retrain(self) -> Plan:
+        return self.training.alone()
+
+    def tunables(self) -> Space:
+        return TUNABLES
+
+
+class ClosedForm(HandMade):
+    """A floor of retrieval, computed in one pass and not trained."""
+
+    @property
+    def stop(self) -> Fitness:
+        return Fitness("recall@50")
+
+    @property
+    def retrain(self) -> Plan:
+        return Plan(batch=1024)
 
 
 class SequenceBaseline(HandMade):

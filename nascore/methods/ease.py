@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nascore.fitness import Fitness
-from nascore.methods import HandMade
+from nascore.methods import ClosedForm
 from nascore.methods.itemknn import ItemToItem, pasts, shared_users
 from nascore.net import Net
 from nascore.plugins import bounded
@@ -18,7 +17,6 @@ from nascore.rows import Data
 from nascore.schema import Schema
 from nascore.space import Decision, Space
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Plan
 
 ITEMS = 20_000
 
@@ -48,7 +46,7 @@ class _EASE(ItemToItem):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EASE(HandMade):
+class EASE(ClosedForm):
     """The linear model.
 
     Args:
@@ -65,14 +63,6 @@ class EASE(HandMade):
 
     def task(self, schema: Schema) -> Retrieval:
         return Retrieval(schema.items, batch=self.retrain.batch, whole=True)
-
-    @property
-    def stop(self) -> Fitness:
-        return Fitness("recall@50")
-
-    @property
-    def retrain(self) -> Plan:
-        return Plan(batch=1024)
 
     def tunables(self) -> Space:
         return Space([Decision("regularization", ("50", "100", "200", "500", "1000", "2000"))])

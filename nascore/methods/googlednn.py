@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from nascore.cost import Cost
 from nascore.fitness import Fitness
-from nascore.methods import HandMade
+from nascore.methods import RetrievalBaseline
 from nascore.net import Net
 from nascore.ops import build
 from nascore.plugins import bounded
 from nascore.schema import Schema
 from nascore.space import Mix, Space
-from nascore.tasks.retrieval import Retrieval
-from nascore.training import Plan
-from nascore.two_tower import HIDDEN, TUNABLES, Inputs, Side, Size, Training, TwoTower, layers
+from nascore.two_tower import HIDDEN, Inputs, Side, Size, Training, TwoTower, layers
 
 
 class PlainTowers(TwoTower):
@@ -47,7 +45,7 @@ class PlainTowers(TwoTower):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoogleDNN(HandMade):
+class GoogleDNN(RetrievalBaseline):
     """Two plain towers.
 
     Args:
@@ -73,17 +71,3 @@ class GoogleDNN(HandMade):
 
     def net(self, schema: Schema, space: Space) -> Net:
         return PlainTowers(schema, space, self.embedding, HIDDEN[self.size], self.output, "pool:mean")
-
-    def task(self, schema: Schema) -> Retrieval:
-        return self.training.task(schema)
-
-    @property
-    def stop(self) -> Fitness:
-        return Fitness(self.training.stop)
-
-    @property
-    def retrain(self) -> Plan:
-        return self.training.alone()
-
-    def tunables(self) -> Space:
-        return TUNABLES

@@ -15,8 +15,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.fitness import Fitness
-from nascore.methods import HandMade
+from nascore.methods import ClosedForm
 from nascore.net import Net
 from nascore.plugins import bounded
 from nascore.rows import Data
@@ -24,7 +23,6 @@ from nascore.schema import Batch, Schema
 from nascore.space import Decision, Mix, Space
 from nascore.tasks import Model
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Plan
 
 CELLS = 1 << 24
 
@@ -120,7 +118,7 @@ class _ItemKNN(ItemToItem):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ItemKNN(HandMade):
+class ItemKNN(ClosedForm):
     """Neighbours of the past.
 
     Args:
@@ -139,14 +137,6 @@ class ItemKNN(HandMade):
 
     def task(self, schema: Schema) -> Retrieval:
         return SparseRetrieval(schema.items, batch=self.retrain.batch, whole=True)
-
-    @property
-    def stop(self) -> Fitness:
-        return Fitness("recall@50")
-
-    @property
-    def retrain(self) -> Plan:
-        return Plan(batch=1024)
 
     def tunables(self) -> Space:
         return Space([Decision("neighbours", ("20", "50", "100", "200")), Decision("shrinkage", ("0", "10", "100"))])

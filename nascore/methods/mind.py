@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 from nascore.cost import Cost
 from nascore.fitness import Fitness
-from nascore.methods import HandMade
+from nascore.methods import RetrievalBaseline
 from nascore.net import Net
 from nascore.ops import Op
 from nascore.plugins import bounded
 from nascore.schema import Schema
 from nascore.space import Mix, Space
-from nascore.tasks.retrieval import Retrieval
-from nascore.training import Plan
-from nascore.two_tower import HIDDEN, TUNABLES, Inputs, Side, Size, Training, TwoTower, layers
+from nascore.two_tower import HIDDEN, Inputs, Side, Size, Training, TwoTower, layers
 
 
 class Capsules(Op):
@@ -91,7 +89,7 @@ class _MIND(TwoTower):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIND(HandMade):
+class MIND(RetrievalBaseline):
     """A user tower of several interests over plain item vectors.
 
     Args:
@@ -119,17 +117,3 @@ class MIND(HandMade):
 
     def net(self, schema: Schema, space: Space) -> Net:
         return _MIND(self, schema, space)
-
-    def task(self, schema: Schema) -> Retrieval:
-        return self.training.task(schema)
-
-    @property
-    def stop(self) -> Fitness:
-        return Fitness(self.training.stop)
-
-    @property
-    def retrain(self) -> Plan:
-        return self.training.alone()
-
-    def tunables(self) -> Space:
-        return TUNABLES

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.fitness import Fitness
-from nascore.methods import HandMade
+from nascore.methods import ClosedForm
 from nascore.net import Net
 from nascore.rows import Data
 from nascore.schema import Batch, Schema
 from nascore.space import Mix, Space
 from nascore.tasks.retrieval import Retrieval
-from nascore.training import Plan
 
 
 class _Popularity(Net):
@@ -39,7 +37,7 @@ class _Popularity(Net):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Popularity(HandMade):
+class Popularity(ClosedForm):
     """Most popular items first; nothing to decide, nothing to tune."""
 
     def net(self, schema: Schema, space: Space) -> Net:
@@ -47,11 +45,3 @@ class Popularity(HandMade):
 
     def task(self, schema: Schema) -> Retrieval:
         return Retrieval(schema.items, batch=self.retrain.batch)
-
-    @property
-    def stop(self) -> Fitness:
-        return Fitness("recall@50")
-
-    @property
-    def retrain(self) -> Plan:
-        return Plan(batch=1024)

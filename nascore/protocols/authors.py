@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nascore.protocols import TEST, TRAIN, VALID, Log, Protocol, starts
+from nascore.protocols import OTHERS, TEST, TRAIN, VALID, Log, Protocol, starts
 
 SEED = 666
 
@@ -26,6 +26,7 @@ class Authors(Protocol):
     seen_in: ClassVar[Mapping[str, tuple[str, ...]]] = {"train": (), "valid": ("train",), "test": ("train",)}
     strictly_earlier: ClassVar[bool] = False
     leaks: ClassVar[str] = "history contains test items"
+    sees: ClassVar[str] = OTHERS
 
     def survey(self, log: Log) -> None:
         counts = np.zeros(0, np.int64)

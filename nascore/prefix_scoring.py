@@ -23,7 +23,7 @@ from nascore.tasks.retrieval import Retrieval, preferences
 
 Prefix = tuple[str, ...]
 CHUNK = 8_192
-CELLS = 1 << 20
+CELLS = 1 << 19
 EXPONENT = 80.0
 
 

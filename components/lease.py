@@ -11,7 +11,6 @@ import os
 import secrets
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,15 +47,17 @@ def create(folder: Folder, name: str, data: bytes) -> bool:
     target = f"{folder.path}/{name}"
     if "file" in folder.fs.protocol:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=Path(target).parent, prefix=".", suffix=".partial") as partial:
-            partial.write(data)
-            partial.flush()
-            os.fsync(partial.fileno())
-            os.fchmod(partial.fileno(), 0o666 & ~_umask())
-            try:
-                os.link(partial.name, target)
-            except FileExistsError:
-                return False
+        partial = Path(target).with_name(f".{secrets.token_hex(8)}.partial")
+        try:
+            with open(partial, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(partial, target)
+        except FileExistsError:
+            return False
+        finally:
+            partial.unlink(missing_ok=True)
         return True
     try:
         folder.fs.pipe_file(target, data, mode="create")
@@ -195,12 +196,6 @@ def leased(folder: Folder, seconds: float) -> Iterator[Lease]:
         thread.join()
         signal.signal(signal.SIGUSR1, usual)
         lease.release()
-
-
-def _umask() -> int:
-    """What of a new file's permissions is withheld here."""
-    os.umask(known := os.umask(0o077))
-    return known
 
 
 def process() -> dict[str, Any]:

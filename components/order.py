@@ -15,7 +15,6 @@ NEEDS = {
 }
 READERS = {
     "search": ("tune", "retrain"),
-    "diagnose": ("evaluate",),
     "derive": ("tune", "retrain"),
     "tune": ("retrain",),
 }

@@ -1,6 +1,7 @@
 """What a person is told of an error, and the exit codes by class."""
 
 import errno
+import re
 import resource
 import subprocess
 import sys
@@ -172,3 +173,28 @@ def test_rows_that_do_not_fit_are_an_error(tmp_path: Path, room: int) -> None:
     done = subprocess.run(program, capture_output=True, text=True, timeout=120)
     assert "free some space there or in" in done.stdout, done.stderr
     assert not (tmp_path / "run/prepare/done.json").exists()
+
+
+def test_nothing_is_written_by_what_drops_the_end_of_it() -> None:
+    root = Path(__file__).parent.parent
+    files = [path for folder in ("nascore", "components", "pipelines") for path in (root / folder).rglob("*.py")]
+    assert files and not [path for path in files if re.search(r"\.tofile\(\w", path.read_text(encoding="utf-8"))]
+
+
+PAST = """
+import resource, sys
+from nascore.rows import Data
+from nascore.storage import StorageError
+data = Data(sys.argv[1], "train")
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+try:
+    data.history
+except StorageError as error:
+    print(error)
+"""
+
+
+def test_histories_that_do_not_fit_are_an_error(prepared: Any) -> None:
+    program = [sys.executable, "-c", PAST, f"{prepared().folder.url}/prepare"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("histories: ") and "free some space there or in" in done.stdout, done.stderr

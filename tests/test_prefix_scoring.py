@@ -139,18 +139,24 @@ def test_a_small_cache_changes_nothing_but_the_work(
         assert shared.cache.misses == misses and shared.cache.hits > hits, "the second time all towers are there"
 
 
-def test_all_that_is_kept_is_in_the_cache(trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch) -> None:
-    one = trained()
-    whole, small = one.shared(LOSS), one.shared(LOSS, 1)
+def test_what_poolings_make_is_in_the_cache_too(
+    trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, made = trained(), list[str]()
+    stem = prefix_scoring._Side._stem
+
+    def counted(self: Any, choice: str) -> Tensor:
+        made.append(choice)
+        return stem(self, choice)
+
+    monkeypatch.setattr(prefix_scoring._Side, "_stem", counted)
+    genotypes, whole, small = one.genotypes(), one.shared(LOSS), one.shared(LOSS, 1)
     assert whole.compact
+    golden, once = whole(genotypes), len(made)
+    assert once == len(set(made))
     monkeypatch.setattr(prefix_scoring, "CELLS", 100)  # some users at a time
-    genotypes = one.genotypes()
-    assert small(genotypes) == pytest.approx(whole(genotypes), rel=1e-6)
-    assert len(small.cache.entries) == 1
-    kept = sum(
-        value.nbytes for side in small.sides.values() for value in vars(side).values() if isinstance(value, Tensor)
-    )
-    assert kept < 64 * 200, "keys and counts of rows"
+    assert small(genotypes) == pytest.approx(golden, rel=1e-6)
+    assert len(small.cache.entries) == 1 and len(made) > 2 * once, "made anew where there is no room"
 
 
 def test_the_cache_drops_what_was_used_longest_ago() -> None:

@@ -168,7 +168,21 @@ def test_nasp_finds_the_best_of_many_by_its_own_steps(noise: float) -> None:
             adam.step()
             nasp.settle()
         assert nasp.decide(space) == {"op": ("5",)}
-        assert nasp.strengths()["op"]["5"] > 0.4, "what runs stays, and nothing else pulls at it"
+
+
+def test_what_nasp_runs_stays_as_long_as_nothing_promises_more() -> None:
+    space, learning = Space([Decision("op", ("a", "b"))]), AutoTower().nasp
+    nasp = Nasp(space, 0)
+    adam = torch.optim.Adam(nasp.parameters(), learning.learning_rate, weight_decay=learning.weight_decay)
+    with torch.no_grad():
+        nasp.strength.copy_(torch.tensor([0.6, 0.4]))
+    for step in range(300):
+        adam.zero_grad()
+        mix: Any = nasp.relaxed(None, step)["op"]
+        (mix * torch.tensor([-1.0, 1.0])).sum().backward()
+        adam.step()
+        nasp.settle()
+    assert nasp.strengths()["op"] == pytest.approx({"a": 0.6, "b": 0.1}, abs=1e-3)
 
 
 def test_the_likeliest_member_loses_least_for_keeping_the_limits() -> None:

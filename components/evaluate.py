@@ -107,7 +107,8 @@ def compare(
     for contender in contenders:
         spent = {unit: float(getattr(costs[contender.model_id], unit)) for unit in UNITS}
         for metric, matrix in _matrices(scores[contender.model_id]).items():
-            low, high = interval(matrix)
+            share = metric.partition("/")[0] not in task.lower | task.ratios
+            low, high = interval(matrix, 1.0 if share else np.inf)
             rows.append(
                 {
                     "model": contender.label,
@@ -193,10 +194,13 @@ def _matrices(by_seed: list[Scores]) -> dict[str, Values]:
     return matrices
 
 
-def interval(matrix: Values) -> tuple[float, float]:
-    """95 % interval of the mean of a (seeds, units) matrix: that of its difference from nothing, see `against`."""
+def interval(matrix: Values, most: float = np.inf) -> tuple[float, float]:
+    """95 % interval of the mean of a (seeds, units) matrix: that of its difference from nothing, see `against`.
+
+    It ends where no mean can be: at 0, and at `most`.
+    """
     told = against(matrix, np.zeros((1, matrix.shape[1])))
-    return told["low"], told["high"]
+    return max(told["low"], 0.0), min(told["high"], most)
 
 
 def against(a: Values, b: Values) -> dict[str, float]:

@@ -26,7 +26,8 @@ def check(folder: Folder, stages: Sequence[str], searched: bool = True) -> None:
 
     stages: those asked for, in their order. searched: whether the run's method has a search.
     """
-    done = {stage for stage in {*NEEDS, *stages, "prepare"} if (folder / stage).done}
+    begun = folder.exists("run.json")
+    done = {stage for stage in {*NEEDS, *stages, "prepare"} if begun and (folder / stage).done}
     found = not searched or (folder / "search").exists("candidates.json")
     known = {*done, "search"} if found else done
     for place, stage in enumerate(stages):

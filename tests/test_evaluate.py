@@ -132,17 +132,19 @@ def test_an_interval_holds_the_spread_of_users_and_of_seeds() -> None:
     alone = rng.random((1, 200))
     wanted = stats.t.interval(0.95, 199, alone.mean(), stats.sem(alone[0]))
     assert interval(alone) == pytest.approx(wanted, rel=1e-9)
-    seeds = np.array([[0.0], [0.3], [0.6]])
-    wanted = stats.t.interval(0.95, 2, 0.3, stats.sem(seeds[:, 0]))
+    seeds = np.array([[2.0], [2.3], [2.6]])
+    wanted = stats.t.interval(0.95, 2, 2.3, stats.sem(seeds[:, 0]))
     assert interval(np.repeat(seeds, 5, 1)) == pytest.approx(wanted, rel=1e-9)
     assert interval(np.full((2, 5), 0.25)) == (0.25, 0.25)
+    few = np.array([[0.0, 0.0, 1.0], [0.1, 1.0, 1.0]])
+    assert interval(few)[0] == 0 and interval(few)[1] > 1 and interval(few, 1.0) == (0, 1)
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
     rng, held = np.random.default_rng(5), 0
     for _ in range(400):
-        low, high = interval(rng.normal(0, 0.3, (1, 200)) + rng.normal(0, 0.15, (3, 1)))
-        held += low < 0 < high
+        low, high = interval(5 + rng.normal(0, 0.3, (1, 200)) + rng.normal(0, 0.15, (3, 1)))
+        held += low < 5 < high
     assert 0.92 < held / 400 < 0.98
 
 

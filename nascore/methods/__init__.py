@@ -259,6 +259,26 @@ class Method(metaclass=ABCMeta):
         return {"name": self.name, **asdict(self)}
 
 
+class TwoTowerMethod(Method):
+    """A method of two towers, searched or hand-made; `training` is a field of each."""
+
+    training: RetrievalTraining
+
+    def task(self, schema: Schema) -> Task:
+        return self.training.task(schema)
+
+    @property
+    def stop(self) -> Fitness:
+        return Fitness(self.training.stop)
+
+    @property
+    def retrain(self) -> Plan:
+        return self.training.alone()
+
+    def tunables(self) -> Space:
+        return TUNABLES
+
+
 @dataclass(frozen=True, kw_only=True)
 class HandMade(Method):
     """A method with nothing to decide: its space has one member."""
@@ -298,26 +318,6 @@ class ClickBaseline(HandMade):
 
     def tunables(self) -> Space:
         return Space([*self.training.tunables, *([Decision("width", self.widths)] if self.widths else [])])
-
-
-class RetrievalBaseline(HandMade):
-    """A hand-made model of two towers; `training` is a field of each."""
-
-    training: RetrievalTraining
-
-    def task(self, schema: Schema) -> Task:
-        return self.training.task(schema)
-
-    @property
-    def stop(self) -> Fitness:
-        return Fitness(self.training.stop)
-
-    @property
-    def retrain(self) -> Plan:
-        return self.training.alone()
-
-    def tunables(self) -> Space:
-        return TUNABLES
 
 
 class ClosedForm(HandMade):

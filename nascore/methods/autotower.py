@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nascore.cost import Cost
 from nascore.fitness import Fitness
-from nascore.methods import CACHE, Method, Scorer
+from nascore.methods import CACHE, Scorer, TwoTowerMethod
 from nascore.net import Choose, Net, Row
 from nascore.ops import build
 from nascore.plugins import bounded
@@ -32,7 +32,7 @@ from nascore.space import Decision, Genotype, Mix, Space
 from nascore.tasks import Task
 from nascore.tasks.retrieval import Retrieval
 from nascore.training import Learning, Plan, Schedule
-from nascore.two_tower import TUNABLES, Inputs, Side, Training, TwoTower
+from nascore.two_tower import Inputs, Side, Training, TwoTower
 
 POOL = "user/pool"
 HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
@@ -41,7 +41,7 @@ HEADS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoTower(Method):
+class AutoTower(TwoTowerMethod):
     """The paper's space and settings.
 
     Args:
@@ -163,23 +163,9 @@ class AutoTower(Method):
     def learning(self) -> Learning | None:
         return self.nasp if self.paths == "nasp" else None
 
-    def task(self, schema: Schema) -> Retrieval:
-        return self.training.task(schema)
-
     @property
     def train(self) -> Plan:
         return self.training.supernet(self.steps, self.schedule)
-
-    @property
-    def stop(self) -> Fitness:
-        return Fitness(self.training.stop)
-
-    @property
-    def retrain(self) -> Plan:
-        return self.training.alone()
-
-    def tunables(self) -> Space:
-        return TUNABLES
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         assert isinstance(net, _AutoTowerNet) and isinstance(task, Retrieval)

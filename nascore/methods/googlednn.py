@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nascore.cost import Cost
 from nascore.fitness import Fitness
-from nascore.methods import RetrievalBaseline
+from nascore.methods import HandMade, TwoTowerMethod
 from nascore.net import Net
 from nascore.ops import build
 from nascore.plugins import bounded
@@ -45,7 +45,7 @@ class PlainTowers(TwoTower):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoogleDNN(RetrievalBaseline):
+class GoogleDNN(TwoTowerMethod, HandMade):
     """Two plain towers.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nascore.cost import Cost
 from nascore.fitness import Fitness
-from nascore.methods import RetrievalBaseline
+from nascore.methods import HandMade, TwoTowerMethod
 from nascore.net import Net
 from nascore.ops import Op
 from nascore.plugins import bounded
@@ -89,7 +89,7 @@ class _MIND(TwoTower):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIND(RetrievalBaseline):
+class MIND(TwoTowerMethod, HandMade):
     """A user tower of several interests over plain item vectors.
 
     Args:

@@ -169,6 +169,13 @@ class PrefixScorer:
             self.counts_JN = counts.index_put(
                 (self.item_of, batch_of), torch.ones(len(batch_of), device=item.device), True
             )
+            size = max(1, CELLS // len(item))
+            self.parts = [self._rows_of(first, first + size) for first in range(0, len(user), size)]
+
+    def _rows_of(self, first: int, end: int) -> tuple[slice, Tensor, Tensor, Tensor, Tensor]:
+        """Some users, the rows that are theirs, and of each of those its user's place among them, item and batch."""
+        rows_R = ((self.user_of >= first) & (self.user_of < end)).nonzero().squeeze(1)
+        return slice(first, end), rows_R, self.user_of[rows_R] - first, self.item_of[rows_R], self.batch_of[rows_R]
 
     def _widest_gap(self) -> float:
         """How far apart two logits of a user can be: beyond `EXPONENT`, float32 cannot hold both exponentials."""
@@ -194,14 +201,12 @@ class PrefixScorer:
         return -float((batches / torch.tensor(self.sizes, device=loss_R.device)).mean())
 
     def _compact(self, user_UO: Tensor, item_JO: Tensor, plain: bool) -> Tensor:
-        loss_R, size = user_UO.new_empty(len(self.user_of)), max(1, CELLS // len(item_JO))
-        for start, some_UO in zip(range(0, len(user_UO), size), user_UO.split(size), strict=True):
-            logit_UJ = self.task.logits(some_UO, item_JO, self.items, plain)
-            rows_R = ((self.user_of >= start) & (self.user_of < start + size)).nonzero().squeeze(1)
-            place_R = self.user_of[rows_R] - start
-            own_R, highest_U = logit_UJ[place_R, self.item_of[rows_R]], logit_UJ.amax(1)
+        loss_R = user_UO.new_empty(len(self.user_of))
+        for users, rows_R, place_R, item_R, batch_R in self.parts:
+            logit_UJ = self.task.logits(user_UO[users], item_JO, self.items, plain)
+            own_R, highest_U = logit_UJ[place_R, item_R], logit_UJ.amax(1)
             sums_UN = logit_UJ.sub_(highest_U[:, None]).exp_() @ self.counts_JN
-            loss_R[rows_R] = sums_UN[place_R, self.batch_of[rows_R]].log() + highest_U[place_R] - own_R
+            loss_R[rows_R] = sums_UN[place_R, batch_R].log() + highest_U[place_R] - own_R
         return loss_R
 
     def _batched(self, user_UO: Tensor, item_JO: Tensor, plain: bool) -> Tensor:

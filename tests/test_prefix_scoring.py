@@ -150,13 +150,30 @@ def test_what_poolings_make_is_in_the_cache_too(
         return stem(self, choice)
 
     monkeypatch.setattr(prefix_scoring._Side, "_stem", counted)
-    genotypes, whole, small = one.genotypes(), one.shared(LOSS), one.shared(LOSS, 1)
-    assert whole.compact
+    genotypes, whole = one.genotypes(), one.shared(LOSS)
     golden, once = whole(genotypes), len(made)
     assert once == len(set(made))
-    monkeypatch.setattr(prefix_scoring, "CELLS", 100)  # some users at a time
-    assert small(genotypes) == pytest.approx(golden, rel=1e-6)
+    small = one.shared(LOSS, 1)
+    assert small(genotypes) == golden
     assert len(small.cache.entries) == 1 and len(made) > 2 * once, "made anew where there is no room"
+
+
+def test_the_loss_of_some_users_at_a_time_is_the_same(
+    trained: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trained()
+    golden = one.shared(LOSS)(one.genotypes())
+    monkeypatch.setattr(prefix_scoring, "CELLS", 100)
+    some = one.shared(LOSS)
+    assert some.compact and len(some.parts) > 3
+    assert some(one.genotypes()) == pytest.approx(golden, rel=1e-6)
+
+
+def test_candidates_are_scored_in_evaluation_mode(trained: Callable[..., Trained]) -> None:
+    one = trained("authors")
+    golden = one.shared(LOSS)(one.genotypes())
+    one.net.train()
+    assert one.shared(LOSS)(one.genotypes()) == golden and not one.net.training
 
 
 def test_the_cache_drops_what_was_used_longest_ago() -> None:

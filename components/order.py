@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from components.folder import Folder
 
 NEEDS = {
-    "supernet": ("prepare",),
-    "search": ("supernet",),
-    "diagnose": ("supernet",),
-    "derive": ("supernet",),
-    "tune": ("search",),
-    "retrain": ("search",),
-    "evaluate": ("retrain",),
+    "supernet": "prepare",
+    "search": "supernet",
+    "diagnose": "supernet",
+    "derive": "supernet",
+    "tune": "search",
+    "retrain": "search",
+    "evaluate": "retrain",
 }
 READERS = {
     "search": ("tune", "retrain"),
@@ -27,18 +27,18 @@ def check(folder: Folder, stages: Sequence[str], searched: bool = True) -> None:
     stages: those asked for, in their order. searched: whether the run's method has a search.
     """
     begun = folder.exists("run.json")
-    done = {stage for stage in {*NEEDS, *stages, "prepare"} if begun and (folder / stage).done}
+    done = {stage for stage in {*NEEDS, *NEEDS.values()} if begun and (folder / stage).done}
     found = not searched or (folder / "search").exists("candidates.json")
-    known = {*done, "search"} if found else done
-    for place, stage in enumerate(stages):
+    known = {*done, "search"} if found else {*done}
+    for stage in stages:
         if stage in done:
             continue
-        missing = [needed for needed in NEEDS.get(stage, ()) if needed not in {*known, *stages[:place]}]
-        if missing:
-            raise ValueError(f"{folder.url}: {stage} reads what {missing[0]} makes, which is not done: do that first")
+        if (needed := NEEDS.get(stage)) and needed not in known:
+            raise ValueError(f"{folder.url}: {stage} reads what {needed} makes, which is not done: do that first")
         late = [reader for reader in READERS.get(stage, ()) if reader in done]
         if late:
             raise ValueError(
                 f"{folder.url}: {stage} comes too late, {late[0]} was done without it. Leave it out of --stages, or "
                 f"remove the folders {late[0]} and of all stages after it, which are then done anew"
             )
+        known.add(stage)

@@ -28,6 +28,7 @@ from nascore.protocols.user_temporal import UserTemporal
 from nascore.sequence_net import Training as SequenceTraining
 from nascore.space import key, parse
 from nascore.tasks import Scores
+from nascore.tasks.retrieval import Retrieval
 from nascore.two_tower import Training
 
 RunWith = Callable[..., Run]
@@ -231,7 +232,9 @@ def test_the_verdict_on_the_found_model(run_with: RunWith, ours: float, theirs: 
     assert verdict(those, report["rows"], report["paired"], "recall@50") == report["verdict"]
 
 
-def test_rows_are_means_over_seeds_and_users_and_the_cold_stand_apart(run_with: RunWith) -> None:
+def test_rows_are_means_over_seeds_and_users_and_the_cold_stand_apart(
+    run_with: RunWith, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = run_with(Popularity(), seeds=(3, 4))
     cold = [False, True, False, False]
     scores = {
@@ -253,6 +256,9 @@ def test_rows_are_means_over_seeds_and_users_and_the_cold_stand_apart(run_with: 
     assert all(row["low"] <= row["value"] <= row["high"] and row["seeds"] == [3, 4] for row in report["rows"])
     assert (report["protocol"], report["leaks"]) == ("user_temporal/full-ranking", "")
     assert report["sees"] == UserTemporal.sees and report["split_digest"] == run.schema.split_digest
+    assert report["rows"][0]["high"] == 1, "a share is no larger"
+    monkeypatch.setattr(Retrieval, "ratios", frozenset({"recall@50"}))
+    assert compare(run, those, scores, costs(run, those))["rows"][0]["high"] > 1
     table = units(run, scores).to_pylist()
     assert len(table) == 2 * 2 * 4
     assert {"model": "B", "seed": 4, "unit": 11, "cold": True, "metric": "recall@50", "value": 1.0} in table

@@ -42,6 +42,12 @@ class Folder:
             self.fs.rm(self.path, recursive=True)
         self.fs.invalidate_cache()
 
+    def reopen(self) -> None:
+        """Let what stands here be done anew; until then it stays."""
+        if self.done:
+            self.fs.rm(f"{self.path}/done.json")
+            self.fs.invalidate_cache()
+
     def publish(self, local: str, name: str) -> None:
         """Put a finished local file in place under its name."""
         target = f"{self.path}/{name}"

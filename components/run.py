@@ -310,8 +310,12 @@ class Run:
 
     @contextmanager
     def stage(self, name: str, resumes: bool = False) -> Iterator[Folder]:
-        """A stage's folder, emptied first unless what stands there is resumed, marked as done at the end."""
+        """A stage's folder, emptied first unless what stands there is resumed, marked as done at the end.
+
+        A report that was made before is then out of date, and made anew when it is asked for.
+        """
         folder, started = self.folder / name, time.monotonic()
+        (self.folder / STAGES[-1]).reopen()
         with self.ledger.attempt(name):
             if not resumes:
                 folder.clear()

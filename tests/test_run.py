@@ -226,6 +226,19 @@ def test_a_stage_is_done_at_its_end(folder: Folder) -> None:
     assert folder.names("search/*") == ["search/done.json"]
 
 
+def test_a_stage_leaves_an_older_report_to_be_made_anew(folder: Folder) -> None:
+    run, report = run_of(folder.url), folder / "report"
+    with run.stage("report") as inside:
+        inside.write_text("index.html", "before")
+    assert report.done
+    with pytest.raises(OSError), run.stage("diagnose", resumes=True):
+        raise OSError
+    assert not report.done and report.read_text("index.html") == "before"
+    with run.stage("report"):
+        pass
+    assert report.done
+
+
 def test_the_newest_whole_checkpoint_is_taken(folder: Folder) -> None:
     run = run_of(folder.url)
     with pytest.raises(FileNotFoundError, match="holds no supernet; make it with: python -m components supernet"):

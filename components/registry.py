@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from components.folder import Folder
@@ -104,7 +105,7 @@ class Registry:
     def _files(self, number: int) -> list[str]:
         folder = self.version(number)
         names = (str(path).removeprefix(folder.path).strip("/") for path in folder.fs.find(folder.path))
-        return sorted(name for name in names if name not in (CLAIM, SEALED))
+        return sorted(name for name in names if name not in (CLAIM, SEALED) and not name.startswith("."))
 
     def _digest(self, number: int, name: str) -> str:
         digest, folder = hashlib.sha256(), self.version(number)
@@ -127,6 +128,15 @@ class Registry:
             text = bytes(self.folder.fs.cat_file(f"{self.folder.path}/aliases/{name}"))
             found.append(Alias(int(name.partition(".")[0]), json.loads(text)["version"], text))
         return found
+
+    def left(self) -> set[int]:
+        """The versions that were champion until a rollback, and are not again."""
+        aliases, seen, found = self.aliases(), set[bytes](), set[int]()
+        for before, after in pairwise(aliases):
+            seen.add(before.text)
+            if after.text in seen:
+                found.add(before.version)
+        return found - {alias.version for alias in aliases[-1:]}
 
     def promote(self, number: int, against: Alias | None, lease: Lease) -> Alias:
         """Make a version the champion, if the champion is still the one it was compared with.

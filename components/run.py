@@ -342,7 +342,10 @@ class Run:
             if differs:
                 both = "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differs[:TOLD])
                 both += f"; and {len(differs) - TOLD} more" if len(differs) > TOLD else ""
-                raise ValueError(f"{self.root} holds another run. {both}. Choose another --root, or remove that folder")
+                raise ValueError(
+                    f"{self.root} holds another run. {both}. Choose another --root (--runs of nights), or remove that "
+                    "folder"
+                )
         self.folder.write_json("run.json", mine)
 
     @staticmethod

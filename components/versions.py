@@ -5,7 +5,7 @@ like, see `nascore.drift`), `router.safetensors` where kinds of rows have models
 search begins: `supernet.safetensors`, if one was trained, and `front.json`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,15 +39,35 @@ def vocabulary(folder: Folder, name: str) -> Vocabulary:
     return Vocabulary(folder.read_table(path(name)))
 
 
+class Foreign(ValueError):
+    """A version was made by another version of nascore, which knew other settings or built other nets."""
+
+
+def method_of(about: Mapping[str, Any], name: str = "method") -> Method:
+    """A method of a version; raises `Foreign`.
+
+    name: "method" as it was trained, "base" as it was asked for.
+    """
+    try:
+        return from_json(about[name])
+    except (KeyError, TypeError, ValueError) as error:
+        raise foreign(about, f"{type(error).__name__}, {error}") from error
+
+
+def foreign(about: Mapping[str, Any], what: str) -> Foreign:
+    """The error to raise for what a version holds that this version of nascore does not know."""
+    return Foreign(f"version {about['version']} is of another version of nascore: {what}")
+
+
 class Version:
-    """A version as it scores raw rows.
+    """A version as it scores raw rows; raises `Foreign`.
 
     folder: where it stands. about: what it was sealed with.
     """
 
     def __init__(self, folder: Folder, about: dict[str, Any]) -> None:
         self.folder, self.about = folder, about
-        self.method: Method = from_json(about["method"])
+        self.method = method_of(about)
         self.schema = Schema.from_json(folder.read_text("schema.json"))
         named = [column.name for column in self.schema.columns if column.kind == "category"]
         self.vocabularies = {name: vocabulary(folder, name) for name in named}
@@ -60,7 +80,11 @@ class Version:
             kept, whole = self.about["kept"], self.method.space(self.schema)
             space = whole if kept else whole.narrow(parse(part))
             supernet = self._net(self.method, space, searching=kept)
-            load(supernet, task, self.folder.read_tensors(f"weights-{place}.safetensors"))
+            weights = self.folder.read_tensors(f"weights-{place}.safetensors")
+            try:
+                load(supernet, task, weights)
+            except RuntimeError as error:
+                raise foreign(self.about, "its weights are not those of the net that its settings make") from error
             parts.append(supernet.eval())
         if len(parts) == 1:
             return parts[0].steadily

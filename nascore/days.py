@@ -28,12 +28,15 @@ def day_of(file: str) -> str:
     return found[1] if found else ""
 
 
-def complete(files: Iterable[str], before: str) -> tuple[str, ...]:
-    """The days before a date that are whole, rising: those marked by `_SUCCESS` where any is, else all with files."""
+def complete(files: Iterable[str], before: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The days before a date that are whole, rising: those marked by `_SUCCESS` where any is, else all with files.
+
+    Besides, the days that are marked but have no parquet file.
+    """
     found = [found for file in files if (found := FOLDER.fullmatch(file)) and found[1] < before]
     marked = {one[1] for one in found if one[2] == SUCCESS}
     filled = {one[1] for one in found if one[2].endswith(".parquet")}
-    return tuple(sorted(filled & marked if marked else filled))
+    return tuple(sorted(filled & marked if marked else filled)), tuple(sorted(marked - filled))
 
 
 class Clock:

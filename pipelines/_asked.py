@@ -14,7 +14,7 @@ import yaml
 from components.run import Run
 from nascore import days as partitions
 from nascore import plugins
-from nascore.datasets import Dataset, OnBadRow
+from nascore.datasets import DataError, Dataset, OnBadRow
 from pipelines import __main__ as command
 from pipelines._deciding import Rules
 
@@ -34,6 +34,7 @@ class Nightly:
         pipeline: What is searched: nasrec or ihas.
         night: The date of this night, of which no row is read; today in UTC where it is empty.
         window: Complete days at most that are looked at; the newest of them judges, those before it train.
+        exclude: Days that are left out, such as 2026-01-30, because what they hold is wrong.
         options: Further options of the pipeline, by dotted names or nested: {method.steps: 4000, seeds: [0, 1]}.
         warm: Options that differ where the search starts warm.
         warm_steps: Share of the supernet's steps that it is trained for where it starts warm.
@@ -51,6 +52,7 @@ class Nightly:
     pipeline: Literal["nasrec", "ihas"] = "nasrec"
     night: str = ""
     window: int = 7
+    exclude: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     warm: dict[str, Any] = field(default_factory=dict)
     warm_steps: float = 0.3
@@ -64,8 +66,9 @@ class Nightly:
 
     def __post_init__(self) -> None:
         plugins.bounded(self, window=2, warm_steps=0, margin=0, lease=1, wait=0)
-        if self.night and (written := date.fromisoformat(self.night).isoformat()) != self.night:
-            raise ValueError(f"night {self.night!r}: days are compared as they are written, so write it as {written}")
+        for name, day in [("night", self.night or "1970-01-01"), *(("exclude", day) for day in self.exclude)]:
+            if (written := date.fromisoformat(day).isoformat()) != day:
+                raise ValueError(f"{name} {day!r}: days are compared as they are written, so write it as {written}")
 
     @property
     def tonight(self) -> str:
@@ -79,11 +82,22 @@ class Nightly:
         return dataset
 
     def days(self) -> tuple[str, ...]:
-        """The newest complete days before this night, rising; raises DataError where there is no day at all."""
+        """The newest complete days before this night, rising.
+
+        Raises DataError where there is no day at all, or where a later one is marked as complete but has no rows.
+        """
         dataset = self.rows(())
         if not (files := dataset.files("day=*/*")):
             raise dataset.missing("folder of a day, such as day=2026-01-30")
-        return partitions.latest(partitions.complete(files, self.tonight), self.window)
+        found, empty = (sorted({*days} - {*self.exclude}) for days in partitions.complete(files, self.tonight))
+        if empty and empty[-1:] > found[-1:]:
+            raise self.unfit(empty[-1], f"no parquet file beside {partitions.SUCCESS}; folders inside it are not read")
+        return partitions.latest(found, self.window)
+
+    def unfit(self, day: str, what: str) -> DataError:
+        """The error to raise where a day that is needed cannot be used."""
+        there = f"{self.raw}/{partitions.COLUMN}={day}"
+        return DataError(f"{there}: {what}. Mend the day, or leave it out: --exclude '[{day}]'")
 
     def run(self, root: str, chosen: Sequence[str], warm: bool = False) -> Run:
         """The pipeline's run over some days, the last of which is held out."""

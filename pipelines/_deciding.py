@@ -25,8 +25,9 @@ class Rules:
         features: So many drifted features, the label counting as one, make it warm.
         sigmas: Standard deviations above its past nights beyond which the champion's loss makes it warm.
         slack: A share of its mean loss that is allowed on top.
-        search: Nights since the champion's architecture was searched after which it is warm; 0 for never.
-        fresh: Nights since the champion's newest day up to which nothing is done; beyond it is refresh.
+        search: Nights since the last search, promoted or not, after which it is warm; 0 for never.
+        fresh: Nights since the newest day of the champion, and of what was tried since, up to which nothing is done;
+            beyond it is refresh.
     """
 
     over: Literal["day", "window"] = "day"
@@ -67,7 +68,7 @@ def decide(facts: Mapping[str, Any], rules: Rules) -> tuple[Decision, str]:
     if champion is None:
         return "cold", "there is no champion"
     if facts["differs"]:
-        return "cold", f"the schema differs from the champion's: {', '.join(facts['differs'])}"
+        return "cold", f"the champion cannot be compared, as these differ: {', '.join(facts['differs'])}"
     if facts["method"]:
         return "cold", f"{facts['method']} than what the champion was searched by"
     drifted = {name: one["excess"] for name, one in facts["drift"].items() if name not in rules.ignore}
@@ -82,9 +83,10 @@ def decide(facts: Mapping[str, Any], rules: Rules) -> tuple[Decision, str]:
     if loss["bound"] is not None and loss["relative"] > loss["bound"]:
         return "warm", f"the champion's loss is {loss['relative']:.4f} of the click rate's, above {loss['bound']:.4f}"
     if rules.search and champion["searched_ago"] >= rules.search:
-        return "warm", f"its architecture was searched {champion['searched_ago']} days ago, {rules.search} or more"
-    if champion["age"] > rules.fresh:
+        return "warm", f"the last search was {champion['searched_ago']} days ago, {rules.search} or more"
+    if champion["tried_ago"] > rules.fresh:
+        since = "" if champion["tried_ago"] == champion["age"] else f", the last challenger {champion['tried_ago']}"
         if champion["refreshable"]:
-            return "refresh", f"the champion is {champion['age']} days old, more than {rules.fresh}"
-        return "warm", f"the champion is {champion['age']} days old and has no single architecture to retrain"
+            return "refresh", f"the champion is {champion['age']} days old{since}, more than {rules.fresh}"
+        return "warm", f"the champion is {champion['age']} days old{since} and has no single architecture to retrain"
     return "skip", f"the champion is {champion['age']} days old and nothing drifts"

@@ -21,7 +21,7 @@ from components.registry import Alias, Moved, Registry, instant
 from components.run import Run
 from nascore import drift
 from nascore.datasets import Dataset
-from nascore.methods import Method, from_json
+from nascore.schema import Schema
 from nascore.space import parse
 from nascore.tasks.click import UNITS, grouped
 from pipelines._asked import Nightly, Stage
@@ -100,8 +100,10 @@ class Night:
         return known
 
     def ended(self, known: Record, outcome: str) -> Record:
-        known = self.kept({**known, "state": DONE, "outcome": outcome, "ended": instant()})
+        known = {**known, "state": DONE, "outcome": outcome, "ended": instant()}
+        self.lease.check()
         write_report(self.registry, self.night, known)
+        known = self.kept(known)
         print(f"{self.night}: {outcome}", flush=True)
         return known
 
@@ -136,25 +138,37 @@ class Night:
         seen = max((one["facts"]["newest_day"] for one in earlier if one["state"] == DONE), default="")
         known: Record = {"window": window, "newest_day": newest, "new": newest > seen}
         known |= {"champion": None, "differs": [], "method": "", "drift": {}, "loss": None}
+        if len(window) > 1 and (known["new"] or self.settings.decide != "auto"):
+            for day in window[-2:]:
+                self._judges(day)
         champion = self.registry.champion()
         if champion is None or len(window) < 2:
             return known
         about, folder = self.registry.about(champion.version), self.registry.version(champion.version)
         dataset = self.settings.rows(window[-1:])
+        tried = [self.registry.about(number) for number in self.registry.versions() if number > champion.version]
+        searched = [one for one in tried if one["decision"] != "refresh" and not self._other_method(one)]
         known["champion"] = {
             "sequence": champion.sequence,
             "version": champion.version,
             "label": about["label"],
             "trained_until": about["window"][-2],
             "age": _apart(about["newest_day"], newest),
-            "searched_ago": _apart(about["searched"], newest),
+            "tried_ago": min(_apart(one["newest_day"], newest) for one in (about, *tried)),
+            "searched_ago": min(_apart(one["searched"], newest) for one in (about, *searched)),
             "refreshable": about["refreshable"],
         }
-        model = versions.Version(folder, about)
+        try:
+            model = versions.Version(folder, about)
+        except versions.Foreign as error:
+            if self.settings.decide != "cold":
+                remedy = "run the code that made it, or search anew and judge without it: --decide cold"
+                raise ValueError(f"{folder.url}, the champion: {error}; {remedy}") from error
+            return {**known, "differs": [str(error)]}
         known["differs"] = versions.differs(model.schema, dataset.layout())
         if known["differs"]:
             return known
-        known["method"] = self._other_method(from_json(about["base"]), model)
+        known["method"] = "" if searched else self._other_method(about)
         compared = dataset if self.settings.rules.over == "day" else self.settings.rows(window)
         profile = folder.read_json(versions.PROFILE)
         known["drift"] = drift.drift(profile, drift.alike(compared.rows(), compared.layout(), profile))
@@ -163,12 +177,26 @@ class Night:
         known["loss"]["bound"] = bound(history, own["error"], self.settings.rules) if history else None
         return known
 
-    def _other_method(self, base: Method, model: versions.Version) -> str:
-        """What of the method asked for is not as the champion's was, "" if it is."""
+    def _judges(self, day: str) -> None:
+        """Raise DataError for a day that tells nothing: without rows, or with one label alone."""
+        rows, labels = 0, set[int]()
+        for _, label in versions.labelled(self.settings.rows((day,))):
+            rows, labels = rows + len(label), labels | {*np.unique(label).tolist()}
+            if len(labels) > 1:
+                return
+        raise self.settings.unfit(day, f"all {rows} labels are {labels.pop()}" if rows else "it holds no row")
+
+    def _other_method(self, about: Record) -> str:
+        """What of the method asked for is not as it was asked for when a version was made, "" if all is."""
         asked = self.settings.run("/", ("1970-01-01",)).method
+        try:
+            base = versions.method_of(about, "base")
+        except versions.Foreign:
+            return "the settings are others"
         if asked.name != base.name:
             return f"the method is another, {asked.name} instead of {base.name},"
-        one, other = (method.space(model.schema).decisions for method in (asked, base))
+        schema = Schema.from_json(self.registry.version(about["version"]).read_text("schema.json"))
+        one, other = (method.space(schema).decisions for method in (asked, base))
         return "" if one == other else "the search space is another"
 
     def earlier(self) -> list[Record]:
@@ -193,7 +221,7 @@ class Night:
         """Take the night's run through its stages; the run, and what became of the weights that it began with."""
         root = f"{self.settings.runs or f'{self.registry.folder.url}/runs'}/{self.night}"
         decision, window, told = known["decision"], known["facts"]["window"], Record()
-        source = self.source(self.settings.run("/", window).method) if decision == "warm" else None
+        source = self.source() if decision == "warm" else None
         run = self.settings.run(root, window, warm=source is not None)
         if source is not None:
             front = self.registry.version(source).read_json(versions.FRONT)
@@ -205,7 +233,7 @@ class Night:
         run.save()
         for stage in run.planned:
             if stage == "supernet" and source is not None:
-                base = from_json(self.registry.about(source)["base"])
+                base = versions.method_of(self.registry.about(source), "base")
                 told = {"version": source, **warm.begin(run, self.registry.version(source), base)}
             if not (run.folder / stage).done:
                 self.lease.check()
@@ -214,19 +242,23 @@ class Night:
                 print(f"{self.night}: {stage}: done in {time.monotonic() - started:.1f} s", flush=True)
         return run, told
 
-    def source(self, method: Method) -> int | None:
-        """The newest version with a supernet of such a method, made before this night; None makes a warm start cold."""
+    def source(self) -> int | None:
+        """The newest version with a supernet of the space asked for, made before this night, that no rollback left.
+
+        None makes a warm start cold.
+        """
+        left = self.registry.left()
         for number in reversed(self.registry.versions()):
             about = self.registry.about(number)
-            there = versions.SUPERNET in about["files"] and about["base"]["name"] == method.name
-            if there and about["night"] < self.night:
+            there = versions.SUPERNET in about["files"] and about["night"] < self.night and number not in left
+            if there and not self._other_method(about):
                 return number
         return None
 
     def refreshed(self, run: Run, number: int) -> Run:
         """The run that only retrains a version's architecture: what a search would have written says so."""
         about = self.registry.about(number)
-        method, genotype = from_json(about["method"]), parse(about["parts"][0])
+        method, genotype = versions.method_of(about), parse(about["parts"][0])
         budget = "whole" if "whole" in method.budgets else ""
         stages = tuple(stage for stage in run.stages if stage not in SUPERNET_STAGES)
         run = replace(run, methods=(method,), given=(genotype,), strategies=(), budgets=(budget,), stages=stages)

@@ -20,7 +20,9 @@ PASSING = (401, 408, 429)
 """Answers of the API that another try may change, as all from 500 on."""
 
 
-def run(root: str, attempt: str, template: str, namespace: str = "", timeout: float = 86_400.0) -> str:
+def run(
+    root: str, attempt: str, template: str, namespace: str = "", timeout: float = 86_400.0, labels: str = ""
+) -> str:
     """Create the RayJob that takes the run saved at `root` through its stages, unless it is there; wait for its end.
 
     Returns the RayJob's name. Exits with 1 where it failed, was stopped or removed, or did not end within `timeout`
@@ -31,12 +33,13 @@ def run(root: str, attempt: str, template: str, namespace: str = "", timeout: fl
         attempt: What tells two runs of the pipeline apart.
         template: The suspended RayJob to copy.
         namespace: Where the template is and the copy is to be; that of this pod where it is "".
-        timeout: The most seconds to wait.
+        timeout: The most seconds to wait, and those after which KubeRay ends the RayJob.
+        labels: More of them for the copy, KEY=VALUE with commas between.
     """
     try:
         path = API.format(namespace or (create_rayjob.ACCOUNT / "namespace").read_text(encoding="utf-8").strip())
         name = name_of(template, root, attempt)
-        print(f"RayJob {name}: {create(path, template, name, root)}", flush=True)
+        print(f"RayJob {name}: {create(path, template, name, root, timeout, labels)}", flush=True)
         wait(path, name, time.monotonic() + timeout)
     except (Refused, OSError, HTTPException, KeyError) as error:
         print(f"error: {error if isinstance(error, Refused) else f'{type(error).__name__}: {error}'}", file=sys.stderr)
@@ -50,23 +53,25 @@ def name_of(template: str, root: str, attempt: str) -> str:
     return f"{template[: LONGEST - len(digest) - 1].rstrip('-')}-{digest}"
 
 
-def copy_of(template: dict[str, Any], name: str, root: str) -> dict[str, Any]:
+def copy_of(template: dict[str, Any], name: str, root: str, timeout: float, labels: str) -> dict[str, Any]:
     """The template's spec, no longer suspended, with a command that runs the stages of a saved run."""
     entrypoint = shlex.join(["python", "-m", "pipelines._steps", root])
+    more = dict(one.split("=") for one in labels.split(",") if one)
+    own = {"suspend": False, "entrypoint": entrypoint, "activeDeadlineSeconds": max(1, round(timeout))}
     return {
         "apiVersion": template["apiVersion"],
         "kind": template["kind"],
-        "metadata": {"name": name, "labels": template["metadata"].get("labels", {})},
-        "spec": {**template["spec"], "suspend": False, "entrypoint": entrypoint},
+        "metadata": {"name": name, "labels": {**template["metadata"].get("labels", {}), **more}},
+        "spec": {**template["spec"], **own},
     }
 
 
-def create(path: str, template: str, name: str, root: str) -> str:
+def create(path: str, template: str, name: str, root: str, timeout: float, labels: str) -> str:
     """What was done, in a word or two."""
     status, known = call("GET", f"{path}/{template}")
     if status != 200:
         raise Refused(f"RayJob {template}: {status}, {known.get('message', 'no reason given')}")
-    status, answer = call("POST", path, copy_of(known, name, root))
+    status, answer = call("POST", path, copy_of(known, name, root, timeout, labels))
     if status == 409:
         return "there already"
     if status not in (200, 201, 202):

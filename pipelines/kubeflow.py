@@ -110,7 +110,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--rayjob", action="store_true", help="One step for all stages, which KubeRay runs.")
     parser.add_argument("--template", default="nascore", help="The suspended RayJob that --rayjob copies.")
     parser.add_argument("--namespace", default="", help="Where it is; the step's own namespace if left out.")
-    parser.add_argument("--timeout", type=float, default=24.0, help="Hours that --rayjob waits; 24 if left out.")
+    parser.add_argument("--timeout", type=float, default=24.0, help="Hours that --rayjob takes; 24 if left out.")
+    parser.add_argument("--labels", default="", help="More labels for its RayJob: KEY=VALUE, commas between.")
     return parser
 
 
@@ -121,6 +122,8 @@ def _checked(known: Namespace) -> None:
         raise ValueError(f"-o {known.output}: there is no folder {known.output.absolute().parent}")
     if not known.image or known.timeout <= 0:
         raise ValueError("--image is not empty, and --timeout is above 0")
+    if not re.fullmatch(r"([^=,]+=[^=,]+(,(?!$)|$))*", known.labels):
+        raise ValueError(f"--labels {known.labels}: not KEY=VALUE with commas between")
     if known.cron is not None:
         known.cron = six_fields(known.cron)
         known.no_caching = True
@@ -156,11 +159,11 @@ def stage(name: str, root: str, digest: str) -> None:
     _steps.stage(name, root)
 
 
-def rayjob(root: str, attempt: str, template: str, namespace: str, timeout: float) -> str:
+def rayjob(root: str, attempt: str, template: str, namespace: str, timeout: float, labels: str) -> str:
     """Have KubeRay run all stages, and wait for the end."""
     from pipelines import _rayjob
 
-    return _rayjob.run(root, attempt, template, namespace, timeout)
+    return _rayjob.run(root, attempt, template, namespace, timeout, labels)
 
 
 def results(
@@ -220,6 +223,7 @@ def rayjob_pipeline(run: Run, title: str, known: Namespace) -> Any:
             template=template,
             namespace=namespace,
             timeout=known.timeout * 3600,
+            labels=known.labels,
         )
         _given(task, 1, 1, 0, known, caches=False)
         _results(run, saved, task, known)

@@ -50,9 +50,9 @@ def test_whole_days_are_those_before_the_night_or_those_marked() -> None:
         "day=soon/part-0.parquet",
         "day=2026-01-28/x",
     ]
-    assert days.complete(files, "2026-01-31") == DAYS[:2] and days.complete(files, "2026-02-09") == DAYS
+    assert days.complete(files, "2026-01-31") == (DAYS[:2], ()) and days.complete(files, "2026-02-09") == (DAYS, ())
     marked = [*files, "day=2026-01-29/_SUCCESS", "day=2026-01-31/_SUCCESS", "day=2026-01-27/_SUCCESS"]
-    assert days.complete(marked, "2026-02-01") == (DAYS[0], DAYS[2])
+    assert days.complete(marked, "2026-02-01") == ((DAYS[0], DAYS[2]), ("2026-01-27",))
     assert days.latest(DAYS, 2) == DAYS[1:]
 
 
@@ -72,6 +72,8 @@ def test_only_the_days_asked_for_are_read(folder: Path) -> None:
     assert set(pa.concat_tables(found.rows())["site"].to_pylist()) == {"s1", "s2"}
     with pytest.raises(DataError, match="there is no file for rows: 'day=2026-02-01"):
         Parquet(str(folder), days="2026-02-01").layout()
+    with pytest.raises(DataError, match=rf"name those to read: --dataset parquet:days={DAYS[1]}\+{DAYS[2]}$"):
+        Parquet(str(folder)).layout()
 
 
 def test_rows_without_a_time_are_spread_over_their_day(folder: Path) -> None:

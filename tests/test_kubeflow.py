@@ -50,7 +50,7 @@ def shared(value: Any, seen: dict[str, Any]) -> Any:
     [
         ("autotower", ["autotower", "--dataset=planted", "--cron=0 2 * * *"]),
         ("ihas", ["ihas", "--dataset=planted_populations", "--image=registry.example/nascore:2", "--workers.gpus=0.5"]),
-        ("autotower_rayjob", ["autotower", "--dataset=planted", "--rayjob", "--namespace=nascore"]),
+        ("autotower_rayjob", ["autotower", "--dataset=planted", "--rayjob", "--namespace=nascore", "--labels=a=b,c=d"]),
     ],
 )
 def test_the_ir_is_the_golden_one(name: str, arguments: list[str], tmp_path: Path) -> None:
@@ -212,6 +212,8 @@ def test_without_kfp_one_line_says_what_to_install(
         (["autotower", f"--root={ROOT}", "--cron=daily"], "--cron 'daily': five fields"),
         (["autotower", f"--root={ROOT}", '--cron=0 2 * * ")'], "five fields"),
         (["autotower", "--timeout=0"], "--timeout is above 0"),
+        (["autotower", "--labels=a=b,c"], "--labels a=b,c: not KEY=VALUE"),
+        (["autotower", "--labels=a=b,"], "--labels a=b,: not KEY=VALUE"),
         (["autotower", "--image="], "--image is not empty"),
         (["autotower", "--rivals=[nothing]"], "no 'nothing' in methods"),
         (["autotower", "--stages=[serch]"], "no stage 'serch'"),

@@ -136,12 +136,18 @@ def test_the_step_waits_for_its_rayjob(api: Any, waits: Callable[..., str], caps
         f"RayJob {name}: Complete SUCCEEDED",
     ]
     job = {part: value for part, value in api.jobs[name].items() if part != "status"}
-    assert not broken(job) and not unsafe(job)
+    assert not broken(job) and unsafe(job) == [f"RayJob {name}: attempts that may last until the next night"]
     assert job["spec"]["suspend"] is False and job["spec"]["entrypoint"].endswith("'s3://b/my runs/1'")
     assert api.jobs["nascore"]["spec"]["suspend"] is True, "the template is as it was"
     assert waits(SUCCEEDED) == name and len(api.jobs) == 2, "the step is tried again"
     assert f"RayJob {name}: there already" in capsys.readouterr().out
     assert waits(SUCCEEDED, attempt="a2") != name and len(api.jobs) == 3, "another run of the pipeline"
+    assert job["spec"]["activeDeadlineSeconds"] == 86_400, "it has as long as the step waits"
+    queue = "kueue.x-k8s.io/queue-name=nascore"
+    name = waits(SUCCEEDED, attempt="a3", timeout=172_800.0, labels=f"{queue},a=b")
+    job = api.jobs[name]
+    assert job["spec"]["activeDeadlineSeconds"] == 172_800 and job["metadata"]["labels"]["a"] == "b"
+    assert job["metadata"]["labels"].items() > api.jobs["nascore"]["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Nights: what is decided from which numbers, what is asked for, and what a warm start takes along."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -13,6 +16,8 @@ import yaml
 from benchmarks import planted_days
 from benchmarks.replay import plainly
 from components import trainings, warm, workers
+from components.lease import leased
+from components.registry import Registry
 from components.run import Run
 from components.versions import vocabulary
 from components.warm import inherit, placed
@@ -20,7 +25,7 @@ from nascore.sparse import Tables
 from pipelines import nightly
 from pipelines._asked import Nightly, shortened
 from pipelines._deciding import Rules, bound, decide
-from pipelines._nights import summary
+from pipelines._nights import Night, summary
 from tests.nights import ROWS, settings
 
 
@@ -47,7 +52,7 @@ FACTS: dict[str, Any] = {
     "window": ["2026-01-01", "2026-01-02"],
     "newest_day": "2026-01-02",
     "new": True,
-    "champion": {"version": 1, "age": 1, "searched_ago": 1, "refreshable": True},
+    "champion": {"version": 1, "age": 1, "tried_ago": 1, "searched_ago": 1, "refreshable": True},
     "differs": [],
     "method": "",
     "drift": {"a": {"excess": 0.1}, "b": {"excess": 0.0}, "label": {"excess": 0.0}},
@@ -70,7 +75,7 @@ def drifted(**excess: float) -> dict[str, Any]:
         ({"window": ["2026-01-02"]}, {}, "skip", "not two complete days"),
         ({"new": False, **drifted(a=9.0)}, {}, "skip", "no complete day after 2026-01-02"),
         ({"champion": None}, {}, "cold", "no champion"),
-        ({"differs": ["b"]}, {}, "cold", "schema differs from the champion's: b"),
+        ({"differs": ["b"]}, {}, "cold", "cannot be compared, as these differ: b"),
         ({"method": "the search space is another"}, {}, "cold", "the search space is another than"),
         (drifted(a=2.0), {}, "cold", "severe drift: a 2.00"),
         (drifted(a=2.0), {"severe": 3.0}, "warm", "drift: a 2.00"),
@@ -82,10 +87,12 @@ def drifted(**excess: float) -> dict[str, Any]:
         (drifted(a=0.2, b=0.3), {"features": 2}, "warm", "drift: a 0.20, b 0.30"),
         ({"loss": {"relative": 0.93, "bound": 0.92}}, {}, "warm", "above 0.9200"),
         ({"loss": {"relative": 0.93, "bound": None}}, {}, "skip", "nothing drifts"),
-        (champion(searched_ago=14), {}, "warm", "searched 14 days ago"),
+        (champion(searched_ago=14), {}, "warm", "the last search was 14 days ago"),
         (champion(searched_ago=14), {"search": 0}, "skip", "nothing drifts"),
-        (champion(age=4), {}, "refresh", "4 days old, more than 3"),
-        (champion(age=4, refreshable=False), {}, "warm", "no single architecture"),
+        (champion(age=4, tried_ago=4), {}, "refresh", "4 days old, more than 3"),
+        (champion(age=9, tried_ago=3), {}, "skip", "9 days old and nothing drifts"),
+        (champion(age=9, tried_ago=4), {}, "refresh", "9 days old, the last challenger 4, more than 3"),
+        (champion(age=4, tried_ago=4, refreshable=False), {}, "warm", "no single architecture"),
     ],
 )
 def test_rules(changes: dict[str, Any], rules: dict[str, Any], decision: str, why: str) -> None:
@@ -115,7 +122,7 @@ def test_a_loss_is_told_beside_that_of_the_click_rate() -> None:
 def test_settings_are_read_from_a_file_and_the_command_line(tmp_path: Path, raw: str) -> None:
     known = {"registry": "r", "raw": raw, "rules": {"drift": 0.3, "ignore": ["a"]}, "options": {"method.steps": 7}}
     (tmp_path / "nightly.yaml").write_text(yaml.safe_dump(known))
-    given = ["--night=2026-01-03", "--rules.fresh=9", "--on-bad-row=skip"]
+    given = ["--night=2026-01-03", "--rules.fresh=9", "--on-bad-row=skip", "--exclude=[2025-12-31]"]
     found = nightly.parsed([f"--config={tmp_path}/nightly.yaml", *given])
     assert found == Nightly(
         registry="r",
@@ -124,6 +131,7 @@ def test_settings_are_read_from_a_file_and_the_command_line(tmp_path: Path, raw:
         rules=Rules(drift=0.3, ignore=("a",), fresh=9),
         options={"method.steps": 7},
         on_bad_row="skip",
+        exclude=("2025-12-31",),
     )
     assert found.days() == ("2026-01-01", "2026-01-02")
     run = found.run("/tmp/r", found.days())
@@ -139,7 +147,8 @@ def test_settings_are_read_from_a_file_and_the_command_line(tmp_path: Path, raw:
         ({"options": {"strategies": ["randum"]}}, "no 'randum' in strategies"),
         ({"options": {"root": "r", "protocol": "temporal"}}, "options: protocol, root: the night itself sets that"),
         ({"warm": {"stages": ["prepair"]}}, "no stage 'prepair'"),
-        ({"night": "20260128"}, "so write it as 2026-01-28"),
+        ({"night": "20260128"}, "night '20260128': days are compared as they are written, so write it as 2026-01-28"),
+        ({"exclude": ["20260128"]}, "exclude '20260128': days are compared"),
     ],
 )
 def test_wrong_options_of_the_pipeline_are_told_first(
@@ -235,6 +244,34 @@ def test_tables_of_another_width_stay_fresh(raw: str, tmp_path: Path) -> None:
     told = inherit(one, two, two.state_dict(), {})
     assert "net.tables.weight" in told["fresh"] and torch.equal(one.net.tables.weight, weight)  # type: ignore[union-attr]
     assert isinstance(one.net.tables, Tables)
+
+
+@pytest.mark.parametrize("wrong", ["empty", "one label", "no file"])
+def test_a_day_that_tells_nothing_is_named_and_can_be_left_out(
+    raw: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    days, registry = tmp_path / "days", f"{tmp_path}/registry"
+    shutil.copytree(raw, days)
+    (file,) = (days / "day=2026-01-05").glob("*.parquet")
+    table = pq.read_table(file)
+    ones = table.filter(pc.equal(table["click"], 1))
+    if wrong == "no file":
+        file.rename(file.parent / "hour.parquet.partial")
+    else:
+        pq.write_table(table.slice(0, 0) if wrong == "empty" else ones, file)
+    told = {
+        "empty": "it holds no row",
+        "one label": f"all {len(ones)} labels are 1",
+        "no file": "no parquet file beside",
+    }
+    for night in "67" if wrong == "one label" else "6":
+        assert nightly.main([f"--registry={registry}", f"--raw={days}", f"--night=2026-01-0{night}"]) == 3
+        said = capsys.readouterr().err
+        assert f"day=2026-01-05: {told[wrong]}" in said and "leave it out: --exclude '[2026-01-05]'" in said
+    left = settings(str(days), tmp_path, "7", exclude=("2026-01-05",))
+    assert left.days() == ("2026-01-03", "2026-01-04", "2026-01-06")
+    with leased(Registry(registry).folder / "lease", 60) as lease:
+        assert Night(left, Registry(registry), lease, plainly).facts()["new"]
 
 
 def test_a_folder_without_a_day_is_no_night_to_skip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from benchmarks import planted_days
 from benchmarks.replay import plainly
 from components import trainings, workers
 from components.finalists import contenders
+from components.folder import Folder
 from components.lease import Busy, Lease, leased
 from components.models import opened
 from components.registry import Registry
@@ -25,7 +27,7 @@ from components.run import Run
 from components.versions import Version
 from pipelines import __main__ as command
 from pipelines import _nights
-from pipelines._nights import work
+from pipelines._nights import Night, work
 from tests.nights import IHAS, OPTIONS, ROWS, settings
 
 
@@ -182,6 +184,99 @@ def test_a_night_killed_after_its_promotion_promotes_once(three: Path, raw: str,
     said = "version 2 is not promoted: the champion has moved" if moved else "version 2 is champion: "
     assert done["outcome"].startswith(said)
     assert (folder / "champion.json").read_bytes() == before[-1].text
+
+
+def at(folder: Path, raw: str, **changes: Any) -> Night:
+    """The seventh night, before anything of it was done."""
+    registry = Registry(str(folder))
+    return Night(settings(raw, folder, "7", **changes), registry, Lease(registry.folder / "lease", 60), plainly)
+
+
+def made(folder: Path, number: int, copy: int, **changes: Any) -> None:
+    """A version like another one that is there, but for some of what it was sealed with."""
+    shutil.copytree(folder / f"versions/{number}", folder / f"versions/{copy}")
+    sealed = folder / f"versions/{copy}/version.json"
+    sealed.write_text(json.dumps({**json.loads(sealed.read_text()), "version": copy, **changes}))
+
+
+OTHER = {**OPTIONS, "method": {**OPTIONS["method"], "blocks": 1}}
+
+
+@pytest.mark.slow
+def test_what_was_tried_since_the_champion_counts(three: Path, raw: str, tmp_path: Path) -> None:
+    folder = tmp_path / "registry"
+    shutil.copytree(three, folder)
+    for late in Registry(str(folder)).aliases()[2:]:
+        (folder / f"aliases/{late.sequence:08d}.json").unlink()
+    champion = at(folder, raw).facts()["champion"]
+    assert (champion["version"], champion["age"], champion["tried_ago"], champion["searched_ago"]) == (2, 2, 1, 1)
+    facts = at(folder, raw, options=OTHER).facts()
+    assert facts["method"] == "the search space is another" and facts["champion"]["searched_ago"] == 3
+    made(folder, 3, 4, base={**json.loads((folder / "versions/3/version.json").read_text())["base"], "blocks": 1})
+    facts = at(folder, raw, options=OTHER).facts()
+    assert facts["method"] == "" and facts["champion"]["searched_ago"] == 1, "what was searched once is not cold again"
+    made(folder, 4, 5, decision="refresh", newest_day="2026-01-06")
+    shutil.rmtree(folder / "versions/4")
+    facts = at(folder, raw, options=OTHER).facts()
+    assert facts["method"] == "the search space is another", "a refresh searches nothing"
+    assert facts["champion"]["tried_ago"] == 0
+
+
+@pytest.mark.slow
+def test_a_warm_night_begins_with_a_supernet_of_its_space_that_was_not_rolled_back(
+    three: Path, raw: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "registry"
+    shutil.copytree(three, folder)
+    registry = Registry(str(folder))
+    assert at(folder, raw).source() == 3 and at(folder, raw, options=OTHER).source() is None
+    assert at(folder, raw, pipeline="ihas", options=IHAS).source() is None
+    with leased(registry.folder / "lease", 60) as lease:
+        for alias in registry.aliases()[-1:]:
+            if alias.version != 3:
+                registry.promote(3, alias, lease)
+    registry.roll_back()
+    assert at(folder, raw).source() == 1, "version 2 has no supernet"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["settings", "weights"])
+def test_a_champion_of_another_version_of_nascore_is_told(three: Path, raw: str, tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "registry"
+    shutil.copytree(three, folder)
+    number = json.loads((folder / "champion.json").read_text())["version"]
+    if what == "settings":
+        sealed = folder / f"versions/{number}/version.json"
+        known = json.loads(sealed.read_text())
+        changed = {name: {**known[name], "gone": 1} for name in ("method", "base")}
+        sealed.write_text(json.dumps({**known, **changed}))
+    else:
+        Folder(f"{folder}/versions/{number}").write_tensors("weights-0.safetensors", {"supernet.x": torch.zeros(1)})
+    with pytest.raises(ValueError, match=rf"version {number} is of another version of nascore: .* --decide cold$"):
+        at(folder, raw).decided()
+    night = at(folder, raw, decide="cold")
+    night.lease.take()
+    known = night.decided()
+    assert known["decision"] == "cold" and "is of another version of nascore" in known["facts"]["differs"][0]
+
+
+@pytest.mark.slow
+def test_a_night_whose_page_cannot_be_written_is_not_done(
+    three: Path, raw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = tmp_path / "registry"
+    shutil.copytree(three, registry)
+
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_nights, "write_report", full)
+        with pytest.raises(OSError):
+            work(settings(raw, registry, "7", decide="skip"), plainly)
+    assert decision(registry, "7")["state"] == "decided" and not (registry / "reports/2026-01-07.html").exists()
+    work(settings(raw, registry, "7", decide="skip"), plainly)
+    assert decision(registry, "7")["state"] == "done" and (registry / "reports/2026-01-07.html").exists()
 
 
 def test_nothing_is_decided_without_two_days(raw: str, tmp_path: Path) -> None:

@@ -83,6 +83,13 @@ def test_a_version_that_was_not_sealed_is_none_and_its_number_is_not_used_again(
     assert registry.versions() == [] and version(registry) == 2
 
 
+def test_a_seal_that_was_killed_before_it_tidied_up_is_one(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    version(registry)
+    (tmp_path / "versions/1/.849e1c05.partial").write_text("the seal, under its first name")
+    assert registry.verify(1)
+
+
 @pytest.mark.parametrize("change", ["changed", "missing", "new"])
 def test_a_damaged_version_does_not_become_champion(registry: Registry, change: str) -> None:
     champions(registry, "one")
@@ -156,13 +163,15 @@ def test_a_rollback_restores_the_alias_byte_for_byte(registry: Registry) -> None
     first, second, third = champions(registry, "one", "two", "three")
     names = ("weights", "vocabulary/a", "version.json")
     files = {name: registry.folder.read_text(f"versions/2/{name}") for name in names}
+    assert registry.left() == set()
     registry.roll_back()
-    assert shown(registry) == second
+    assert shown(registry) == second and registry.left() == {3}
     assert files == {name: registry.folder.read_text(f"versions/2/{name}") for name in files}
     registry.roll_back()
     assert shown(registry) == first
     registry.roll_back(3)
     assert shown(registry) == third
+    assert registry.left() == {1, 2}, "version 3 was left, but is champion again"
     told = [registry.folder.read_json(f"decisions/rollback-{n:08d}.json")["rollback"] for n in (4, 5, 6)]
     assert [(one["from"], one["to"]) for one in told] == [(3, 2), (2, 1), (1, 3)]
     assert [one.version for one in registry.aliases()] == [1, 2, 3, 2, 1, 3] and registry.decisions() == []

@@ -165,7 +165,12 @@ class Parquet(Dataset):
         files = [file for file in self.files(pattern) if file not in but]
         if not files:
             others = f" besides {', '.join(but)}" if but else ""
-            raise self.missing(f"file for {setting}: {pattern!r}{others}")
+            missing = self.missing(f"file for {setting}: {pattern!r}{others}")
+            there = {partitions.day_of(file) for file in self.files(f"{partitions.COLUMN}=*/*.parquet")} - {""}
+            if there and not self.days:
+                named = "+".join(sorted(there)[-2:])
+                raise DataError(f"{missing}. Of folders of days name those to read: --dataset parquet:days={named}")
+            raise missing
         return files
 
     def _footer(self, file: str) -> Footer:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nascore.net import Net
+from nascore.ragged import Ragged
 from nascore.rows import Data
 from nascore.schema import Batch, Schema
 from nascore.space import Genotype, Space
@@ -307,18 +308,24 @@ def rank(net: Reference, path: Genotype, data: Data, ks: Sequence[int]) -> dict[
     user_UO = net.tower("user", net.inputs("user", data.user_batch(users, before), path), path)
     every = data.item_batch(torch.arange(data.schema.items, dtype=torch.int32))
     item_IO = net.tower("item", net.inputs("item", every, path), path)
+    seen_of, relevant_of = (by_user(lists, users) for lists in (data.seen, data.relevant))
     results = []
     with multiprocessing.get_context("fork").Pool(1) as pool:
         for place in range(len(users)):
             own_IO = user_UO[place].repeat(len(item_IO), 1)
             distance_I = (own_IO - item_IO).square().sum(1).numpy()
-            seen, relevant = (lists.gather(users[place : place + 1])[1].numpy() for lists in (data.seen, data.relevant))
-            results.append(pool.apply_async(judge, (distance_I, seen, relevant, tuple(ks))))
+            results.append(pool.apply_async(judge, (distance_I, seen_of[place], relevant_of[place], tuple(ks))))
         values = [result.get() for result in results]
         pool.close()
         pool.join()
     known = [value for value in values if value]
     return {name: float(np.mean([value[name] for value in known])) for name in known[0]}
+
+
+def by_user(lists: Ragged, users: Tensor) -> list[NDArray[np.int64]]:
+    """The items of each of some users."""
+    row, item = (each.numpy() for each in lists.gather(users))
+    return np.split(item, np.cumsum(np.bincount(row, minlength=len(users)))[:-1])
 
 
 def judge(

@@ -24,6 +24,8 @@ from nascore.rows import seed_of
 from nascore.space import Genotype, key
 
 LEAST, RESAMPLES = 3, 2_000
+MATTERS = 0.4
+"""A ceiling below which two trainings of a model differ about as much as two models do."""
 Values = NDArray[np.float64]
 
 
@@ -32,7 +34,8 @@ def main(run: Run) -> None:
     with run.stage("diagnose", resumes=True) as folder:
         wanted, fitness = run.diagnosis, run.method.fitness.kind
         about = {"metric": run.method.stop.kind, "fitness": fitness, "budget": run.budgets[0]}
-        nothing = {"n": 0, "kendall": None, "low": None, "high": None, "ceiling": None, "points": []}
+        empty = dict.fromkeys(("kendall", "low", "high", "ceiling", "ceiling_low", "ceiling_high"))
+        nothing = {"n": 0, **empty, "points": []}
         untested = {**about, **nothing, "verdict": "The supernet's ranking was not tested."}
         if wanted.genotypes < LEAST:
             folder.write_json("diagnose.json", untested)
@@ -99,19 +102,27 @@ def draw(run: Run, count: int) -> list[Genotype]:
 
 
 def judged(scores: Values, alone: Values) -> dict[str, Any]:
-    """Tau of scores (n,) against mean stand-alone quality (n, seeds), its interval and ceiling, and a verdict."""
-    tau = correlation(scores, alone.mean(1))
+    """Tau of scores (n,) against mean stand-alone quality (n, seeds), its ceiling, their intervals, and a verdict."""
+    tau, ceiling = correlation(scores, alone.mean(1)), agreement(alone)
     rng = np.random.default_rng(seed_of("diagnose", "bootstrap"))
-    resampled = []
+    taus, ceilings = list[float](), list[float]()
     for _ in range(RESAMPLES):
         chosen = rng.integers(0, len(scores), len(scores))
-        resampled.append(correlation(scores[chosen], alone[chosen].mean(1)))
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    pairs = list(combinations(range(alone.shape[1]), 2))
-    ceiling = float(np.mean([correlation(alone[:, a], alone[:, b]) for a, b in pairs])) if pairs else None
-    found = {"n": len(scores), "kendall": tau, "low": float(low), "high": float(high), "ceiling": ceiling}
+        taus.append(correlation(scores[chosen], alone[chosen].mean(1)))
+        if (agreed := agreement(alone[chosen])) is not None:
+            ceilings.append(agreed)
+    low, high = (float(end) for end in np.quantile(taus, [0.025, 0.975]))
+    found = {"n": len(scores), "kendall": tau, "low": low, "high": high, "ceiling": ceiling}
+    ends = [float(end) for end in np.quantile(ceilings, [0.025, 0.975])] if ceilings else [None, None]
+    found |= dict(zip(("ceiling_low", "ceiling_high"), ends, strict=True))
     found["overlap"] = overlap(scores, alone.mean(1))
-    return {**found, "verdict": _verdict(tau, float(low), ceiling)}
+    return {**found, "verdict": _verdict(tau, low, ceiling, ends[1])}
+
+
+def agreement(alone: Values) -> float | None:
+    """The mean tau between two seeds' qualities of the same models (n, seeds); None with one seed."""
+    pairs = list(combinations(range(alone.shape[1]), 2))
+    return float(np.mean([correlation(alone[:, a], alone[:, b]) for a, b in pairs])) if pairs else None
 
 
 def correlation(one: Values, other: Values) -> float:
@@ -128,15 +139,18 @@ def overlap(one: Values, other: Values, top: int = 10) -> float | None:
     return len(both) / top
 
 
-def _verdict(tau: float, low: float, ceiling: float | None) -> str:
+def _verdict(tau: float, low: float, ceiling: float | None, most: float | None) -> str:
     if low <= 0:
         told = f"The supernet's ranking cannot be told from chance here (tau {tau:.2f}, interval reaches {low:.2f})."
     else:
         told = f"The supernet ranks better than chance (tau {tau:.2f}, at least {low:.2f})."
     if ceiling is None:
         return f"{told} With one seed there is no ceiling to compare it with."
-    if ceiling < 0.4:
-        return f"{told} Two seeds of the same models agree by tau {ceiling:.2f} only: the space hardly matters here."
+    if ceiling < MATTERS:
+        agreed = f"{told} Two seeds of the same models agree by tau {ceiling:.2f} only"
+        if most is None or most < MATTERS:
+            return f"{agreed}: the space hardly matters here."
+        return f"{agreed}: whether the space matters here these models cannot tell (interval to {most:.2f})."
     return (
         f"{told} That is {tau / ceiling:.0%} of the ceiling {ceiling:.2f}, the agreement of two seeds' own trainings."
     )

@@ -1,8 +1,9 @@
 """The only reader of the test split: found models and rivals, once each, with intervals and paired comparisons.
 
 Models are measured on the cluster, on CPUs, a worker each; what a worker holds is one model and the test split.
-A model's interval resamples units (users, or rows) and seeds together. A comparison of two is paired by units, and the
-seeds of each side add to its uncertainty, which with one seed is the paired t-test's.
+A model's interval is Student's t over units (users, or rows) and seeds together. A comparison of two is paired by
+units, and the seeds of each side add to its uncertainty, which with one seed is the paired t-test's. Each stands by
+itself: of many some leave zero out by chance. Only to fall behind the best of several rivals takes more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -232,7 +233,11 @@ def verdict(
     headline: str,
     lower: bool = False,
 ) -> str:
-    """Whether the first found model beats the best rival, in one sentence. lower: whether less is better."""
+    """Whether the first found model beats the best rival, in one sentence. lower: whether less is better.
+
+    The best is known from the same rows: to beat it is harder than to beat any one rival, but to be behind it is
+    easier, so that p is multiplied by their number (Bonferroni) before it says so.
+    """
     value = {row["model"]: row["value"] for row in rows if row["metric"] == headline}
     first = contenders[0]
     baselines = [contender.label for contender in contenders if contender.role == "baseline"]
@@ -243,8 +248,13 @@ def verdict(
     told = f"{headline} {value[first.label]:.4f} against {value[best]:.4f} of {best}, difference {pair['delta']:+.4f}"
     told += f" [{pair['low']:+.4f}, {pair['high']:+.4f}], p = {pair['p']:.2g}"
     better, worse = pair["low"] > 0, pair["high"] < 0
-    if worse if lower else better:
+    if lower:
+        better, worse = worse, better
+    if better:
         return f"{first.label} beats the best rival: {told}."
-    if better if lower else worse:
+    if len(baselines) > 1 and worse:
+        chance = min(1.0, pair["p"] * len(baselines))
+        told, worse = f"{told}, of {len(baselines)} rivals {chance:.2g}", chance < 0.05
+    if worse:
         return f"{first.label} did not beat the best rival here but fell behind it: {told}."
     return f"{first.label} did not beat the best rival here: {told}."

@@ -177,7 +177,8 @@ def _paired(told: Told) -> str:
         panels[label] = table(
             f"{label} against the others, unit by unit", head, [_pair(pair) for pair in pairs], text=2
         )
-    return views("paired", "Paired comparisons of", panels)
+    text = f"Each of the {len(told.report['paired'])} comparisons stands by itself: of twenty between equal models one "
+    return lead(f"{text}leaves zero out by chance.") + views("paired", "Paired comparisons of", panels)
 
 
 def _pair(pair: Row) -> list[str]:

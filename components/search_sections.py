@@ -115,6 +115,7 @@ def ranking(told: Told) -> str:
         "Kendall's τ": number(known["kendall"], places=2),
         "95 % interval": interval(known["low"], known["high"], places=2) or NONE,
         "Ceiling": number(known["ceiling"], places=2),
+        "Its 95 % interval": interval(known.get("ceiling_low"), known.get("ceiling_high"), places=2) or NONE,
         "Genotypes": f"{known['n']:,}",
         "Seeds each": str(seeds),
     }

@@ -1,14 +1,15 @@
 """Hyper-parameters of every method, ours and rivals alike, by real trainings judged on the validation split.
 
-Of each method's `tunables` the default is tried first, then others in a random order. Ours is tuned once a budget, with
-the best candidate that the search found there, and settings that keep all its candidates within the budget. What may be
-used is training examples seen: a rival may try as long as it has seen fewer than our supernet, our search and our own
-tuning used together, and at most `configurations` in any case. Where the run's budget is used up before all that is
-done, every method keeps its own settings: half of it would favour who came first.
+Of each method's `tunables` the default is tried first, then others, in an order that methods share. Ours is tuned once
+a budget, with the best candidate that the search found there, and settings that keep all its candidates within the
+budget. What may be used is training examples seen: a rival may try as long as it has seen fewer than our supernet, our
+search and our own tuning used together, and at most `configurations` in any case. Where the run's budget is used up
+before all that is done, every method keeps its own settings: half of it would favour who came first.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import inf
 from random import Random
 from typing import Any
@@ -117,10 +118,22 @@ def rivals(run: Run, wanted: int) -> list[Tuning]:
 
 
 def configurations(method: Method) -> list[Settings]:
-    """The method as it is, then all other settings of its tunables in a random order."""
-    every = [{name: value for name, (value,) in one.items()} for one in method.tunables().members()]
-    Random(f"tune/{method.name}").shuffle(every)
-    return [{}, *(settings for settings in every if method.tuned(settings) != method)]
+    """The method as it is, then all other settings of its tunables, for equal tunables the same in the same order.
+
+    Each decision takes its values in a random order of its own, over and over; what was met before is passed by in
+    favour of the next with the later decisions one place on. So a few settings have as many values of each as they can.
+    """
+    values = []
+    for name, decision in method.tunables().decisions.items():
+        options = list(decision.options)
+        Random(f"tune/{name}").shuffle(options)
+        values.append([(name, option) for option in options])
+    found = dict[tuple[tuple[str, str], ...], None]()
+    for shift in product(*(range(len(options)) for options in values[1:])):
+        for place in range(max(map(len, values), default=0)):
+            at = (place + moved for moved in (0, *shift))
+            found.setdefault(tuple(options[n % len(options)] for options, n in zip(values, at, strict=True)))
+    return [{}, *(dict(one) for one in found if method.tuned(dict(one)) != method)]
 
 
 def advance(run: Run, tunings: Sequence[Tuning], allowance: float) -> bool:

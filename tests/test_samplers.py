@@ -148,7 +148,7 @@ def test_nasp_runs_the_strongest_and_learns_from_the_gradient_there() -> None:
     with torch.no_grad():
         nasp.strength.sub_(0.4 * nasp.strength.grad)
     nasp.settle()
-    assert nasp.strength.tolist() == pytest.approx([0, 0.9, 0.8, 0.6, 1, 0.8, 0.3])
+    assert nasp.strength.tolist() == pytest.approx([0, 0.5, 0.4, 0.6, 1, 0.8, 0.5]), "where one is picked, 1/2 at most"
     assert member(nasp(None, 1))["b"] == ("q", "r"), "as many as may be open, the strongest first"
 
 
@@ -176,13 +176,31 @@ def test_what_nasp_runs_stays_as_long_as_nothing_promises_more() -> None:
     adam = torch.optim.Adam(nasp.parameters(), learning.learning_rate, weight_decay=learning.weight_decay)
     with torch.no_grad():
         nasp.strength.copy_(torch.tensor([0.6, 0.4]))
-    for step in range(300):
+    for step in range(200):
         adam.zero_grad()
         mix: Any = nasp.relaxed(None, step)["op"]
         (mix * torch.tensor([-1.0, 1.0])).sum().backward()
         adam.step()
         nasp.settle()
-    assert nasp.strengths()["op"] == pytest.approx({"a": 0.6, "b": 0.1}, abs=1e-3)
+    assert nasp.strengths()["op"] == pytest.approx({"a": 0.5, "b": 0.1}, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_options_of_nasp_do_not_gather_where_the_first_one_wins(seed: int) -> None:
+    """What runs is trained, and so looks worse on held-out rows than it is: the lead changes again and again."""
+    space, good = Space([Decision("op", tuple(map(str, range(16))))]), 12
+    nasp, generator = Nasp(space, seed), torch.Generator().manual_seed(seed)
+    adam = torch.optim.Adam(nasp.parameters(), AutoTower().nasp.learning_rate)
+    for step in range(3_000):
+        adam.zero_grad()
+        mix: Any = nasp.relaxed(None, step)["op"]
+        slope = torch.randn(16, generator=generator)
+        slope[good] -= 0.3
+        slope[int(mix.detach().argmax())] += 0.5
+        (mix * slope).sum().backward()
+        adam.step()
+        nasp.settle()
+    assert nasp.decide(space) == {"op": (str(good),)} and int((nasp.strength == nasp.strength.max()).sum()) == 1
 
 
 def test_the_likeliest_member_loses_least_for_keeping_the_limits() -> None:

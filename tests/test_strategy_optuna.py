@@ -102,6 +102,16 @@ def test_nsga2_breeds_from_survivors() -> None:
     assert 0.8 * 2 * len(children) < kept < 2 * len(children)
 
 
+def test_nsga2_breeds_from_those_that_did_not_fail() -> None:
+    """Optuna by itself draws at random as long as a generation is not whole."""
+    strategy = Nsga2(SPACE, 0)
+    best = {"op/0": ("a",), "op/1": ("b",), "op/2": ("a",)}
+    scores = [1.0] * 30 + [None] * 20
+    strategy.tell([Trial(*trial, Cost(macs=1)) for trial in zip(draws(50, 1, **best), scores, strict=True)])
+    kept = sum(child[name] == option for child in strategy.ask() for name, option in best.items())
+    assert kept > 0.8 * 3 * 50
+
+
 def test_nsga2_wants_scores_and_few_macs() -> None:
     def mean_of(judge: bool) -> float:
         strategy = Nsga2(SPACE, 0)

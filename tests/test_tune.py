@@ -91,6 +91,19 @@ def test_a_methods_own_settings_come_first_and_all_others_once(name: str) -> Non
     assert again == tried, "settings have the types of the fields"
 
 
+def test_methods_of_equal_tunables_are_offered_the_same_settings() -> None:
+    orders: list[Any] = [tune.configurations(plugins.load("methods", name)()) for name in ("googlednn", "mind", "bst")]
+    assert orders[0] == orders[1] == orders[2] == tune.configurations(AutoTower())
+    first = orders[0][1:4]
+    assert {one["training.learning_rate"] for one in first} == {"0.1", "0.01", "0.001"}, "each value, then each again"
+    assert len({one["embedding"] for one in first}) == 3
+    nasrec, dnn = (tune.configurations(plugins.load("methods", name)())[1:4] for name in ("nasrec", "dnn"))
+    shared = nasrec[0].keys() & dnn[0].keys()
+    assert shared and [{name: one[name] for name in shared} for one in nasrec] == [
+        {name: one[name] for name in shared} for one in dnn
+    ], "and of what methods share the same values"
+
+
 def test_ours_is_tuned_once_a_budget_and_rivals_within_what_ours_used(
     searched: Callable[..., Run], trained: list[list[Job]]
 ) -> None:

@@ -6,9 +6,10 @@ applies it to the continuous strengths and clips them. AutoTower compares with i
 Table 6).
 
 Ours: where one option must be picked, what is applied is the difference to the gradient of the option that runs, which
-itself stays: only options that promise more than it climb past it. As Adam's steps are about as long for a small
-gradient as for a large one, plain gradients, or differences to their mean, carry many options to the same bound, where
-they tie.
+itself stays: only options that promise more than it climb past it. Then all move together, so that the strongest stands
+at 1/2: without that each that takes the lead stands higher, until many tie at 1 and the first listed runs for good. As
+Adam's steps are about as long for a small gradient as for a large one, plain gradients, or differences to their mean,
+carry many options to the same bound as well.
 """
 
 from typing import Any
@@ -58,6 +59,10 @@ class Nasp(Sampler):
 
     @torch.no_grad()
     def settle(self) -> None:
+        parts = self.strength.split([len(options) for options in self.options.values()])
+        for decision, part in zip(self.space.decisions.values(), parts, strict=True):
+            if decision.least == decision.most == 1:
+                part.sub_(part.max() - 0.5)
         self.strength.clamp_(0, 1)
 
     def decide(self, space: Space) -> Genotype:

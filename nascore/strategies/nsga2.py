@@ -54,7 +54,9 @@ class Nsga2(Strategy):
         return [self.pool[chosen.number] for chosen in sampler.select_parent(self.study(sampler), 1)]
 
     def sampler(self, seed: int) -> NSGAIISampler:
-        return NSGAIISampler(population_size=self.population, crossover_prob=self.crossover, seed=seed)
+        """Fewer parents than the population where trials have failed: Optuna would draw at random until it is whole."""
+        population = max(2, min(self.population, len(self.pool)))
+        return NSGAIISampler(population_size=population, crossover_prob=self.crossover, seed=seed)
 
     def study(self, sampler: NSGAIISampler) -> Study:
         answers = [

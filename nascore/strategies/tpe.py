@@ -15,7 +15,7 @@ from nascore.strategies import Strategy, Trial
 
 FEW = 32
 GOOD = 25
-TRIES = 3
+TRIES = 20
 
 
 class Tpe(Strategy):
@@ -43,7 +43,7 @@ class Tpe(Strategy):
         batch: int = 50,
         candidates: int = 24,
         multivariate: bool = False,
-        memory: int = 150,
+        memory: int = 225,
     ) -> None:
         super().__init__(space, seed, first)
         if min(batch, candidates, memory) < 1:

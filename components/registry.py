@@ -136,7 +136,8 @@ class Registry:
             seen.add(before.text)
             if after.text in seen:
                 found.add(before.version)
-        return found - {alias.version for alias in aliases[-1:]}
+            found.discard(after.version)
+        return found
 
     def promote(self, number: int, against: Alias | None, lease: Lease) -> Alias:
         """Make a version the champion, if the champion is still the one it was compared with.

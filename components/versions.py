@@ -6,6 +6,7 @@ search begins: `supernet.safetensors`, if one was trained, and `front.json`.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,20 +44,23 @@ class Foreign(ValueError):
     """A version was made by another version of nascore, which knew other settings or built other nets."""
 
 
+@contextmanager
+def understood(about: Mapping[str, Any]) -> Iterator[None]:
+    """Around what makes something of a version's settings, schema or weights: what does not fit raises `Foreign`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        why = f"{type(error).__name__}, {str(error).splitlines()[0]}"
+        raise Foreign(f"version {about['version']} is of another version of nascore: {why}") from error
+
+
 def method_of(about: Mapping[str, Any], name: str = "method") -> Method:
     """A method of a version; raises `Foreign`.
 
     name: "method" as it was trained, "base" as it was asked for.
     """
-    try:
+    with understood(about):
         return from_json(about[name])
-    except (KeyError, TypeError, ValueError) as error:
-        raise foreign(about, f"{type(error).__name__}, {error}") from error
-
-
-def foreign(about: Mapping[str, Any], what: str) -> Foreign:
-    """The error to raise for what a version holds that this version of nascore does not know."""
-    return Foreign(f"version {about['version']} is of another version of nascore: {what}")
 
 
 class Version:
@@ -68,7 +72,9 @@ class Version:
     def __init__(self, folder: Folder, about: dict[str, Any]) -> None:
         self.folder, self.about = folder, about
         self.method = method_of(about)
-        self.schema = Schema.from_json(folder.read_text("schema.json"))
+        described = folder.read_text("schema.json")
+        with understood(about):
+            self.schema = Schema.from_json(described)
         named = [column.name for column in self.schema.columns if column.kind == "category"]
         self.vocabularies = {name: vocabulary(folder, name) for name in named}
         self.model = self._model()
@@ -78,19 +84,19 @@ class Version:
         parts = []
         for place, part in enumerate(self.about["parts"]):
             kept, whole = self.about["kept"], self.method.space(self.schema)
-            space = whole if kept else whole.narrow(parse(part))
-            supernet = self._net(self.method, space, searching=kept)
             weights = self.folder.read_tensors(f"weights-{place}.safetensors")
-            try:
+            with understood(self.about):
+                space = whole if kept else whole.narrow(parse(part))
+                supernet = self._net(self.method, space, searching=kept)
                 load(supernet, task, weights)
-            except RuntimeError as error:
-                raise foreign(self.about, "its weights are not those of the net that its settings make") from error
             parts.append(supernet.eval())
         if len(parts) == 1:
             return parts[0].steadily
         source = self._net(self.method, self.method.space(self.schema), searching=True)
         router = self.method.router(source, len(parts))
-        router.load_state_dict(self.folder.read_tensors(ROUTER))
+        weights = self.folder.read_tensors(ROUTER)
+        with understood(self.about):
+            router.load_state_dict(weights)
         return Routed(router.eval(), [part.steadily for part in parts])
 
     def _net(self, method: Method, space: Space, searching: bool) -> Supernet:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from components.registry import Alias, Moved, Registry, instant
 from components.run import Run
 from nascore import drift
 from nascore.datasets import Dataset
+from nascore.methods import Method
 from nascore.schema import Schema
 from nascore.space import parse
 from nascore.tasks.click import UNITS, grouped
@@ -126,6 +128,7 @@ class Night:
             "outcome": "",
             "begun": instant(),
             "against": {name: champion[name] for name in ("sequence", "version")} if champion else None,
+            "source": self.source() if decision == "warm" else None,
             "facts": facts,
             "settings": asdict(self.settings),
         }
@@ -146,15 +149,16 @@ class Night:
             return known
         about, folder = self.registry.about(champion.version), self.registry.version(champion.version)
         dataset = self.settings.rows(window[-1:])
-        tried = [self.registry.about(number) for number in self.registry.versions() if number > champion.version]
+        tried = [self.registry.about(number) for number in self.registry.versions()]
         searched = [one for one in tried if one["decision"] != "refresh" and not self._other_method(one)]
+        since = [one for one in searched if one["newest_day"] > about["searched"]]
         known["champion"] = {
             "sequence": champion.sequence,
             "version": champion.version,
             "label": about["label"],
             "trained_until": about["window"][-2],
             "age": _apart(about["newest_day"], newest),
-            "tried_ago": min(_apart(one["newest_day"], newest) for one in (about, *tried)),
+            "tried_ago": min(_apart(one["newest_day"], newest) for one in tried),
             "searched_ago": min(_apart(one["searched"], newest) for one in (about, *searched)),
             "refreshable": about["refreshable"],
         }
@@ -168,7 +172,7 @@ class Night:
         known["differs"] = versions.differs(model.schema, dataset.layout())
         if known["differs"]:
             return known
-        known["method"] = "" if searched else self._other_method(about)
+        known["method"] = "" if since else self._other_method(about)
         compared = dataset if self.settings.rules.over == "day" else self.settings.rows(window)
         profile = folder.read_json(versions.PROFILE)
         known["drift"] = drift.drift(profile, drift.alike(compared.rows(), compared.layout(), profile))
@@ -188,16 +192,22 @@ class Night:
 
     def _other_method(self, about: Record) -> str:
         """What of the method asked for is not as it was asked for when a version was made, "" if all is."""
-        asked = self.settings.run("/", ("1970-01-01",)).method
+        described = self.registry.version(about["version"]).read_text("schema.json")
         try:
             base = versions.method_of(about, "base")
+            if self.asked.name != base.name:
+                return f"the method is another, {self.asked.name} instead of {base.name},"
+            with versions.understood(about):
+                schema = Schema.from_json(described)
+                one, other = (method.space(schema).decisions for method in (self.asked, base))
         except versions.Foreign:
             return "the settings are others"
-        if asked.name != base.name:
-            return f"the method is another, {asked.name} instead of {base.name},"
-        schema = Schema.from_json(self.registry.version(about["version"]).read_text("schema.json"))
-        one, other = (method.space(schema).decisions for method in (asked, base))
         return "" if one == other else "the search space is another"
+
+    @cached_property
+    def asked(self) -> Method:
+        """The method to search, before anything of it is tuned or shortened."""
+        return self.settings.run("/", ("1970-01-01",)).method
 
     def earlier(self) -> list[Record]:
         """The records of earlier nights."""
@@ -221,7 +231,7 @@ class Night:
         """Take the night's run through its stages; the run, and what became of the weights that it began with."""
         root = f"{self.settings.runs or f'{self.registry.folder.url}/runs'}/{self.night}"
         decision, window, told = known["decision"], known["facts"]["window"], Record()
-        source = self.source() if decision == "warm" else None
+        source = known["source"] if "source" in known else self.source() if decision == "warm" else None
         run = self.settings.run(root, window, warm=source is not None)
         if source is not None:
             front = self.registry.version(source).read_json(versions.FRONT)
@@ -277,11 +287,11 @@ class Night:
         trained = self.settings.rows(window[:-1])
         profile = drift.profile(trained.rows(), trained.layout())
         number = self.registry.claim()
-        base = self.settings.run("/", window).method
-        about = versions.write(run, self.registry.version(number), profile, base)
-        searched = known["facts"]["newest_day"]
+        base, searched = self.asked, known["facts"]["newest_day"]
         if decision == "refresh":
-            searched = self.registry.about(known["against"]["version"])["searched"]
+            refreshed = self.registry.about(known["against"]["version"])
+            base, searched = versions.method_of(refreshed, "base"), refreshed["searched"]
+        about = versions.write(run, self.registry.version(number), profile, base)
         dated = {"night": self.night, "decision": decision, "window": window, "newest_day": window[-1]}
         self.lease.check()
         self.registry.seal(number, {**dated, "searched": searched, "made": instant(), **about})

@@ -220,6 +220,11 @@ def test_what_was_tried_since_the_champion_counts(three: Path, raw: str, tmp_pat
     facts = at(folder, raw, options=OTHER).facts()
     assert facts["method"] == "the search space is another", "a refresh searches nothing"
     assert facts["champion"]["tried_ago"] == 0
+    registry = Registry(str(folder))
+    with leased(registry.folder / "lease", 60) as lease:
+        registry.promote(5, registry.champion(), lease)
+    champion = at(folder, raw).facts()["champion"]
+    assert (champion["version"], champion["searched_ago"]) == (5, 1), "a search that lost counts after a refresh, too"
 
 
 @pytest.mark.slow
@@ -235,12 +240,27 @@ def test_a_warm_night_begins_with_a_supernet_of_its_space_that_was_not_rolled_ba
         for alias in registry.aliases()[-1:]:
             if alias.version != 3:
                 registry.promote(3, alias, lease)
+    night = at(folder, raw, decide="warm")
+    night.lease.take()
+    known = night.decided()
     registry.roll_back()
-    assert at(folder, raw).source() == 1, "version 2 has no supernet"
+    assert known["source"] == 3 and at(folder, raw).source() == 1, "version 2 has no supernet"
+
+    def reaches(run: Run, stage: str) -> None:
+        raise InterruptedError
+
+    night.do = reaches
+    with pytest.raises(InterruptedError):
+        night.run(known)
+    front = json.loads((folder / "versions/3/front.json").read_text())
+    begun = Run.load(f"{folder}/runs/2026-01-07").first
+    assert [{name: list(one) for name, one in genotype.items()} for genotype in begun] == [
+        one["genotype"] for one in front
+    ], "a night keeps the source that it was decided with"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["settings", "weights"])
+@pytest.mark.parametrize("what", ["settings", "weights", "schema", "decisions"])
 def test_a_champion_of_another_version_of_nascore_is_told(three: Path, raw: str, tmp_path: Path, what: str) -> None:
     folder = tmp_path / "registry"
     shutil.copytree(three, folder)
@@ -250,6 +270,12 @@ def test_a_champion_of_another_version_of_nascore_is_told(three: Path, raw: str,
         known = json.loads(sealed.read_text())
         changed = {name: {**known[name], "gone": 1} for name in ("method", "base")}
         sealed.write_text(json.dumps({**known, **changed}))
+    elif what == "decisions":
+        sealed = folder / f"versions/{number}/version.json"
+        sealed.write_text(sealed.read_text().replace('"1/dense', '"one/dense'))
+    elif what == "schema":
+        schema = folder / f"versions/{number}/schema.json"
+        schema.write_text(json.dumps({**json.loads(schema.read_text()), "more": 1}))
     else:
         Folder(f"{folder}/versions/{number}").write_tensors("weights-0.safetensors", {"supernet.x": torch.zeros(1)})
     with pytest.raises(ValueError, match=rf"version {number} is of another version of nascore: .* --decide cold$"):
@@ -258,6 +284,7 @@ def test_a_champion_of_another_version_of_nascore_is_told(three: Path, raw: str,
     night.lease.take()
     known = night.decided()
     assert known["decision"] == "cold" and "is of another version of nascore" in known["facts"]["differs"][0]
+    assert "\n" not in known["why"] and at(folder, raw).source() in (1, 3)
 
 
 @pytest.mark.slow

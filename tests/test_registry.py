@@ -172,9 +172,11 @@ def test_a_rollback_restores_the_alias_byte_for_byte(registry: Registry) -> None
     registry.roll_back(3)
     assert shown(registry) == third
     assert registry.left() == {1, 2}, "version 3 was left, but is champion again"
+    champions(registry, "four")
+    assert registry.left() == {1, 2}, "nor later"
     told = [registry.folder.read_json(f"decisions/rollback-{n:08d}.json")["rollback"] for n in (4, 5, 6)]
     assert [(one["from"], one["to"]) for one in told] == [(3, 2), (2, 1), (1, 3)]
-    assert [one.version for one in registry.aliases()] == [1, 2, 3, 2, 1, 3] and registry.decisions() == []
+    assert [one.version for one in registry.aliases()] == [1, 2, 3, 2, 1, 3, 4] and registry.decisions() == []
 
 
 def test_a_rollback_needs_no_lease_and_stops_a_promotion(registry: Registry) -> None:

@@ -167,7 +167,7 @@ class Parquet(Dataset):
             others = f" besides {', '.join(but)}" if but else ""
             missing = self.missing(f"file for {setting}: {pattern!r}{others}")
             there = {partitions.day_of(file) for file in self.files(f"{partitions.COLUMN}=*/*.parquet")} - {""}
-            if there and not self.days:
+            if setting == "rows" and there and not self.days:
                 named = "+".join(sorted(there)[-2:])
                 raise DataError(f"{missing}. Of folders of days name those to read: --dataset parquet:days={named}")
             raise missing

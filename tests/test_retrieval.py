@@ -274,6 +274,26 @@ def test_of_equal_scores_the_relevant_come_last(items: int, depth: int) -> None:
     assert torch.equal(hits(fine, flag.nonzero(as_tuple=True), depth), ranked)
 
 
+@pytest.mark.parametrize("depth", [1, 100])
+@pytest.mark.parametrize("kind", ["plain", "ties", "every eighth", "sorted", "mostly seen", "few"])
+def test_the_best_of_many_are_those_of_a_whole_sort(kind: str, depth: int) -> None:
+    """A sample of the columns is wrong about the rest where scores follow the columns: then a row is done in full."""
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randn(9, 150 if kind == "few" else 4_000, generator=generator)
+    flag = torch.rand(score.shape, generator=generator) < 0.02
+    if kind == "ties":
+        score = score.round()
+    if kind == "every eighth":
+        score[:, torch.arange(score.shape[1]) % 8 == 0] += torch.tensor([-9.0, 0.0, 9.0]).repeat(3)[:, None]
+    if kind == "sorted":
+        score = score.sort(1).values
+    if kind == "mostly seen":
+        score[torch.rand(score.shape, generator=generator) < 0.99] = -torch.inf
+    order = np.lexsort((flag.numpy(), -score.numpy()), axis=1)[:, :depth]
+    ranked = np.take_along_axis(flag.numpy(), order, 1)
+    assert np.array_equal(hits(score, flag.nonzero(as_tuple=True), depth).numpy(), ranked)
+
+
 def test_a_model_that_tells_no_items_apart_finds_none(prepared: Prepared) -> None:
     data = prepared().rows("test")
     task, users = Retrieval(data.schema.items, 64, ks=(1, 2)), len(data.ranked_users()[0])

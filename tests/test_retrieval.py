@@ -268,10 +268,10 @@ def test_of_equal_scores_the_relevant_come_last(items: int, depth: int) -> None:
     for row, own in zip(score.tolist(), flag.tolist(), strict=True):
         order = sorted(range(items), key=lambda item: (own[item] if math.isnan(row[item]) else -row[item], own[item]))
         golden.append([own[item] for item in order[:depth]])
-    assert hits(score.clone(), flag.nonzero(as_tuple=True), depth).tolist() == golden
+    assert hits(score.clone(), flag, depth).tolist() == golden
     fine = torch.randn(30, items, generator=generator)
     ranked = flag.gather(1, fine.topk(depth, dim=1).indices)
-    assert torch.equal(hits(fine, flag.nonzero(as_tuple=True), depth), ranked)
+    assert torch.equal(hits(fine, flag, depth), ranked)
 
 
 @pytest.mark.parametrize("depth", [1, 100])
@@ -291,7 +291,7 @@ def test_the_best_of_many_are_those_of_a_whole_sort(kind: str, depth: int) -> No
         score[torch.rand(score.shape, generator=generator) < 0.99] = -torch.inf
     order = np.lexsort((flag.numpy(), -score.numpy()), axis=1)[:, :depth]
     ranked = np.take_along_axis(flag.numpy(), order, 1)
-    assert np.array_equal(hits(score, flag.nonzero(as_tuple=True), depth).numpy(), ranked)
+    assert np.array_equal(hits(score, flag, depth).numpy(), ranked)
 
 
 def test_a_model_that_tells_no_items_apart_finds_none(prepared: Prepared) -> None:

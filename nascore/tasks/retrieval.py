@@ -175,8 +175,7 @@ class Retrieval(Task):
             relevant_BI[place_N] = True
             relevant_BI[seen] = False
             relevant_B = data.relevant.counts(chosen) if authors else relevant_BI.sum(1, dtype=torch.int32)
-            open_N = relevant_BI[place_N]
-            hits_BK = hits(score_BI, [each_N[open_N] for each_N in place_N], depth)
+            hits_BK = hits(score_BI, relevant_BI, depth)
             kept.append(relevant_B > 0)
             for name, value in self._metrics(hits_BK, relevant_B.clamp(min=1), authors).items():
                 columns.setdefault(name, []).append(value)
@@ -216,28 +215,21 @@ def preferences(user_BO: Tensor, item_IO: Tensor) -> Tensor:
     return best_BI
 
 
-def hits(score_BI: Tensor, relevant: Sequence[Tensor], depth: int) -> Tensor:
+def hits(score_BI: Tensor, relevant_BI: Tensor, depth: int) -> Tensor:
     """Whether the candidate at each of the first ranks is relevant, best scores first. Shape (B, depth).
 
-    relevant: [row, item] of those that are, once or more. Of equal scores they come last, and they do with scores that
-    are not a number.
+    Of equal scores the relevant ones come last, and they do with scores that are not a number.
 
     A score in single precision and whether it is relevant make one whole number. On a CPU only those scores become one
     that a sample of the columns says may be among the best; a row for which it says too much of that is done in full.
     """
-    relevant = tuple(relevant)
-    own_N = score_BI[relevant].nan_to_num(-torch.inf, torch.inf, -torch.inf)
-    score_BI.nan_to_num_(torch.inf, torch.inf, -torch.inf)[relevant] = own_N
-    worth_BI = 0.0 - score_BI.float()
-    if worth_BI.device.type != "cpu":
-        relevant_BI = torch.zeros_like(worth_BI, dtype=torch.bool)
-        relevant_BI[relevant] = True
-        bits_BI = worth_BI.view(torch.int32)
-        key_BI = (bits_BI ^ ((bits_BI >> 31) & SIGNLESS)).long() << 1 | relevant_BI
-        return key_BI.topk(depth, dim=1, largest=False).values % 2 == 1
-    relevant_NI = np.zeros(worth_BI.shape, np.bool_)
-    relevant_NI[tuple(one.numpy() for one in relevant)] = True
-    return torch.from_numpy(_first(worth_BI.numpy(), relevant_NI, depth))
+    score_BI.masked_fill_(score_BI.isnan() & relevant_BI, -torch.inf)
+    worth_BI = 0.0 - score_BI.nan_to_num_(torch.inf, torch.inf, -torch.inf).float()
+    if worth_BI.device.type == "cpu":
+        return torch.from_numpy(_first(worth_BI.numpy(), relevant_BI.numpy(), depth))
+    bits_BI = worth_BI.view(torch.int32)
+    key_BI = (bits_BI ^ ((bits_BI >> 31) & SIGNLESS)).long() << 1 | relevant_BI
+    return key_BI.topk(depth, dim=1, largest=False).values % 2 == 1
 
 
 def _first(worth_BI: NDArray[np.float32], relevant_BI: NDArray[np.bool_], depth: int) -> NDArray[np.bool_]:

@@ -105,18 +105,17 @@ def judged(scores: Values, alone: Values) -> dict[str, Any]:
     """Tau of scores (n,) against mean stand-alone quality (n, seeds), its ceiling, their intervals, and a verdict."""
     tau, ceiling = correlation(scores, alone.mean(1)), agreement(alone)
     rng = np.random.default_rng(seed_of("diagnose", "bootstrap"))
-    taus, ceilings = list[float](), list[float]()
-    for _ in range(RESAMPLES):
-        chosen = rng.integers(0, len(scores), len(scores))
-        taus.append(correlation(scores[chosen], alone[chosen].mean(1)))
-        if (agreed := agreement(alone[chosen])) is not None:
-            ceilings.append(agreed)
-    low, high = (float(end) for end in np.quantile(taus, [0.025, 0.975]))
+    draws = [rng.integers(0, len(scores), len(scores)) for _ in range(RESAMPLES)]
+    low, high = _ends([correlation(scores[chosen], alone[chosen].mean(1)) for chosen in draws])
     found = {"n": len(scores), "kendall": tau, "low": low, "high": high, "ceiling": ceiling}
-    ends = [float(end) for end in np.quantile(ceilings, [0.025, 0.975])] if ceilings else [None, None]
-    found |= dict(zip(("ceiling_low", "ceiling_high"), ends, strict=True))
-    found["overlap"] = overlap(scores, alone.mean(1))
-    return {**found, "verdict": _verdict(tau, low, ceiling, ends[1])}
+    lowest, most = _ends([agreement(alone[chosen]) for chosen in draws]) if ceiling is not None else (None, None)
+    found |= {"ceiling_low": lowest, "ceiling_high": most, "overlap": overlap(scores, alone.mean(1))}
+    return {**found, "verdict": _verdict(tau, low, ceiling, most)}
+
+
+def _ends(resampled: list[Any]) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def agreement(alone: Values) -> float | None:
@@ -144,11 +143,11 @@ def _verdict(tau: float, low: float, ceiling: float | None, most: float | None) 
         told = f"The supernet's ranking cannot be told from chance here (tau {tau:.2f}, interval reaches {low:.2f})."
     else:
         told = f"The supernet ranks better than chance (tau {tau:.2f}, at least {low:.2f})."
-    if ceiling is None:
+    if ceiling is None or most is None:
         return f"{told} With one seed there is no ceiling to compare it with."
     if ceiling < MATTERS:
         agreed = f"{told} Two seeds of the same models agree by tau {ceiling:.2f} only"
-        if most is None or most < MATTERS:
+        if most < MATTERS:
             return f"{agreed}: the space hardly matters here."
         return f"{agreed}: whether the space matters here these models cannot tell (interval to {most:.2f})."
     return (

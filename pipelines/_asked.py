@@ -66,7 +66,8 @@ class Nightly:
 
     def __post_init__(self) -> None:
         plugins.bounded(self, window=2, warm_steps=0, margin=0, lease=1, wait=0)
-        for name, day in [("night", self.night or "1970-01-01"), *(("exclude", day) for day in self.exclude)]:
+        named = [("night", self.night)] if self.night else []
+        for name, day in [*named, *(("exclude", day) for day in self.exclude)]:
             if (written := date.fromisoformat(day).isoformat()) != day:
                 raise ValueError(f"{name} {day!r}: days are compared as they are written, so write it as {written}")
 

@@ -110,7 +110,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--rayjob", action="store_true", help="One step for all stages, which KubeRay runs.")
     parser.add_argument("--template", default="nascore", help="The suspended RayJob that --rayjob copies.")
     parser.add_argument("--namespace", default="", help="Where it is; the step's own namespace if left out.")
-    parser.add_argument("--timeout", type=float, default=24.0, help="Hours that --rayjob takes; 24 if left out.")
+    parser.add_argument("--timeout", type=float, default=24.0, help="Hours after which --rayjob ends; 24 if left out.")
     parser.add_argument("--labels", default="", help="More labels for its RayJob: KEY=VALUE, commas between.")
     return parser
 

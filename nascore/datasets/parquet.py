@@ -166,11 +166,11 @@ class Parquet(Dataset):
         if not files:
             others = f" besides {', '.join(but)}" if but else ""
             missing = self.missing(f"file for {setting}: {pattern!r}{others}")
+            if setting != "rows" or self.days:
+                raise missing
             there = {partitions.day_of(file) for file in self.files(f"{partitions.COLUMN}=*/*.parquet")} - {""}
-            if setting == "rows" and there and not self.days:
-                named = "+".join(sorted(there)[-2:])
-                raise DataError(f"{missing}. Of folders of days name those to read: --dataset parquet:days={named}")
-            raise missing
+            named = f". Of folders of days name those to read: --dataset parquet:days={'+'.join(sorted(there)[-2:])}"
+            raise DataError(f"{missing}{named if there else ''}")
         return files
 
     def _footer(self, file: str) -> Footer:

@@ -262,11 +262,14 @@ def test_of_equal_scores_the_relevant_come_last(items: int, depth: int) -> None:
     generator = torch.Generator().manual_seed(items)
     score = torch.randn(30, items, generator=generator).mul(4).round()  # some -0.0, which equals 0.0
     score[:, ::3] = -torch.inf
-    score[1] = torch.nan
+    score[1], score[2, 1::5] = torch.nan, torch.nan
     flag = torch.rand(30, items, generator=generator) < 0.3
     golden = []
     for row, own in zip(score.tolist(), flag.tolist(), strict=True):
-        order = sorted(range(items), key=lambda item: (own[item] if math.isnan(row[item]) else -row[item], own[item]))
+        worth = [
+            (-math.inf if its else math.inf) if math.isnan(one) else one for one, its in zip(row, own, strict=True)
+        ]
+        order = sorted(range(items), key=lambda item: (-worth[item], own[item]))
         golden.append([own[item] for item in order[:depth]])
     assert hits(score.clone(), flag, depth).tolist() == golden
     fine = torch.randn(30, items, generator=generator)

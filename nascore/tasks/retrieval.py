@@ -20,7 +20,7 @@ from nascore.tasks import Model, Scores, Task
 
 Output = Mapping[str, Tensor]
 SIGNLESS = (1 << 31) - 1  # all bits of an int32 but the first
-STEPS, SPREADS = 75, 4.5  # where a sample of columns and what it lets through cost about the same; see `_first`
+STEPS, SPREADS = 45, 4.5  # where a sample of columns and what it lets through cost about the same; see `_first`
 CELLS = 1 << 20  # preferences ranked at a time: what a CPU's cache holds; an accelerator takes 16 times as many
 EVENTS = 1 << 20  # past events shown at a time, where pasts are whole
 
@@ -223,36 +223,42 @@ def hits(score_BI: Tensor, relevant_BI: Tensor, depth: int) -> Tensor:
     A score in single precision and whether it is relevant make one whole number. On a CPU only those scores become one
     that a sample of the columns says may be among the best; a row for which it says too much of that is done in full.
     """
-    score_BI.masked_fill_(score_BI.isnan() & relevant_BI, -torch.inf)
-    worth_BI = 0.0 - score_BI.nan_to_num_(torch.inf, torch.inf, -torch.inf).float()
-    if worth_BI.device.type == "cpu":
-        return torch.from_numpy(_first(worth_BI.numpy(), relevant_BI.numpy(), depth))
-    bits_BI = worth_BI.view(torch.int32)
+    score_BI = score_BI.float()
+    if score_BI.device.type == "cpu":
+        odd_b = score_BI.sum(1).isnan().nonzero().squeeze(1)  # few, and to ask so is cheap
+        score_BI[odd_b] = _numbers(score_BI[odd_b], relevant_BI[odd_b])
+        return torch.from_numpy(_first(score_BI.numpy(), relevant_BI.numpy(), depth))
+    bits_BI = (0.0 - _numbers(score_BI, relevant_BI)).view(torch.int32)
     key_BI = (bits_BI ^ ((bits_BI >> 31) & SIGNLESS)).long() << 1 | relevant_BI
     return key_BI.topk(depth, dim=1, largest=False).values % 2 == 1
 
 
-def _first(worth_BI: NDArray[np.float32], relevant_BI: NDArray[np.bool_], depth: int) -> NDArray[np.bool_]:
-    """Whether each of the `depth` smallest of a row is relevant, smallest first. Shape (B, depth).
+def _numbers(score_BI: Tensor, relevant_BI: Tensor) -> Tensor:
+    """The scores, those that are not a number being the worst where relevant, else the best."""
+    return torch.where(score_BI.isnan(), torch.where(relevant_BI, -torch.inf, torch.inf), score_BI)
 
-    Of a sample of every s-th column the n-th smallest value has about n s of all columns below it, with a spread of
+
+def _first(score_BI: NDArray[np.float32], relevant_BI: NDArray[np.bool_], depth: int) -> NDArray[np.bool_]:
+    """Whether each of the `depth` best of a row is relevant, best first. Shape (B, depth).
+
+    Of a sample of every s-th column the n-th largest value has about n s of all columns above it, with a spread of
     s times the root of n; n is so large that `depth` lies SPREADS such spreads below.
     """
-    rows, columns = worth_BI.shape
+    rows, columns = score_BI.shape
     step = 1 + math.isqrt(columns // STEPS)
     place = math.ceil(((SPREADS + math.sqrt(SPREADS**2 + 4 * depth / step)) / 2) ** 2)
     if 2 * place * step < columns:
-        bound_B = np.partition(worth_BI[:, ::step], place, axis=1)[:, place]
-        inside_BI = worth_BI <= bound_B[:, None]
+        bound_B = np.partition(score_BI[:, ::step], -1 - place, axis=1)[:, -1 - place]
+        inside_BI = score_BI >= bound_B[:, None]
     else:
-        inside_BI = np.ones(worth_BI.shape, np.bool_)
-    count_B = inside_BI.sum(1)
+        inside_BI = np.ones(score_BI.shape, np.bool_)
+    count_B = inside_BI.sum(1, dtype=np.int32)
     short_B = count_B < depth
     if short_B.any():
         inside_BI[short_B] = True
         count_B[short_B] = columns
     at_N = np.flatnonzero(inside_BI)
-    bits_N = worth_BI.ravel()[at_N].view(np.int32)
+    bits_N = (0.0 - score_BI.ravel()[at_N]).view(np.int32)
     key_N = (bits_N ^ ((bits_N >> 31) & SIGNLESS)).astype(np.int64) << 1 | relevant_BI.ravel()[at_N]
     key_BW = np.full((rows, count_B.max()), np.iinfo(np.int64).max)
     key_BW[np.arange(key_BW.shape[1]) < count_B[:, None]] = key_N

@@ -262,7 +262,7 @@ class Training:
     """The supernet's training, a path a step. dense: whether Adam updates what is not on the path too."""
 
     def __init__(self, net: Reference, batch: int, dense: bool = False) -> None:
-        self.net, self.dense, self.frequency = net, dense, Frequency(net.schema.items, batch)
+        self.net, self.dense, self.frequency = net.train(), dense, Frequency(net.schema.items, batch)
         decayed = [p for p in net.parameters() if p.dim() >= 2]
         others = [p for p in net.parameters() if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others}]
@@ -272,7 +272,6 @@ class Training:
                 parameter.grad = torch.zeros_like(parameter)
 
     def step(self, batch: Batch, path: Genotype) -> float:
-        self.net.train()
         user_BO, item_BO, penalty = self.net(batch, path)
         logit_BB = user_BO @ item_BO.T / TEMPERATURE - self.frequency.observe(batch.keys["item"])
         loss = -torch.log(torch.diag(torch.softmax(logit_BB, 1))).sum() / len(batch) + penalty

@@ -207,22 +207,3 @@ class Supernet(nn.Module):
         x = self.net.embed(batch)
         mix = self.sampler.steady(x)
         return self.net(x, self.net.only_mix() if mix is None else mix)
-
-
-class Named(nn.ModuleDict):
-    """Modules by names that data gives, such as columns: also those of its own methods, "type" or "items"."""
-
-    def __setitem__(self, key: str, module: nn.Module) -> None:
-        self._modules[key] = module
-
-
-def embedding(columns: Sequence[Any], width: int) -> Named:
-    """One Xavier-initialised table (ids, width) for each categorical column; row 0, "missing", stays zero."""
-    tables = Named()
-    for column in columns:
-        table = nn.Embedding(column.size, width, padding_idx=0)
-        nn.init.xavier_uniform_(table.weight)
-        with torch.no_grad():
-            table.weight[0].zero_()
-        tables[column.name] = table
-    return tables

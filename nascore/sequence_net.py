@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from nascore.attention import Kind, Mask
 from nascore.cost import Cost
+from nascore.embedding import Embedding, embedding
 from nascore.fitness import Fitness
-from nascore.net import Net, embedding
+from nascore.net import Net
 from nascore.ops import EVERY, Elastic, Live, Op, build
 from nascore.ops.transformer_end import TransformerEnd
 from nascore.plugins import bounded
@@ -37,7 +38,7 @@ class Events(Elastic):
 
     def __init__(self, dropout: float, *, I: int, T: int, D: int) -> None:
         super().__init__()
-        self.items = nn.Embedding(I, D, padding_idx=0)
+        self.items = Embedding(I, D)
         self.positions = nn.Parameter(SPREAD * torch.randn(T, D))
         with torch.no_grad():
             self.items.weight[1:].normal_(0, SPREAD)

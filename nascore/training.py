@@ -167,8 +167,10 @@ class Fit:
         total = torch.zeros((), device=self.data.device)
         if self.batches is None:
             self.batches = self.data.batches(self.plan.batch, seed_of(self.seed, "rows"), self.step)
+        on_cpu = self.data.device == "cpu"
+        reseed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed  # the latter asks every device
         for _ in range(steps):
-            torch.manual_seed(seed_of(self.seed, "dropout", self.step, group.rank()))
+            reseed(seed_of(self.seed, "dropout", self.step, group.rank()))
             total += self._step(next(self.batches))
             self.step += 1
             if self.supernet.sampler.learns:
@@ -182,7 +184,8 @@ class Fit:
         loss = self.task.loss(output, batch)
         if (added := net.penalty()) is not None:
             loss = loss + added / group.size()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.names:
+            parameter.grad = None
         loss.backward()
         group.exchange_gradients(self.names)
         rate, rows = self.plan.rate(self.step, self.steps), self.rows.gradients()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nascore.cost import Cost
-from nascore.net import Net, Row, embedding
+from nascore.embedding import embedding
+from nascore.net import Net, Row
 from nascore.ops import build
 from nascore.plugins import bounded
 from nascore.schema import Batch, Column, Schema

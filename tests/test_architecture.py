@@ -24,7 +24,7 @@ from nascore import plugins
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("the package itself", "nascore"),
-    ("ground", "space cost schema metrics plugins group negatives attention buckets ragged storage s3 files"),
+    ("ground", "space cost schema metrics plugins group negatives attention buckets ragged embedding storage s3 files"),
     ("galleries and rows", "ops samplers strategies tasks datasets protocols rows tables sparse days drift"),
     ("net", "net"),
     ("fitness", "fitness"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
-from nascore.net import Choose, Net, Row, Supernet, embedding
+from nascore.net import Choose, Net, Row, Supernet
 from nascore.ops import EVERY, Live, build
 from nascore.samplers import Sampler
 from nascore.schema import Batch, Column, Schema
@@ -234,23 +234,3 @@ def test_a_supernet_runs_what_its_sampler_says() -> None:
         assert mix == WIDE.mix({"width": (str(step),), "head": ("mlp:4",)})
         assert torch.equal(output, net.under(mix)(some))
     assert Fixed(WIDE, 0).decide(WIDE) is None
-
-
-def test_tables_are_xavier_with_a_zero_row_for_the_missing() -> None:
-    torch.manual_seed(0)
-    tables = embedding((Column("a", "user", size=200), Column("b", "item", size=4)), 16)
-    assert {name: tuple(table.weight.shape) for name, table in tables.items()} == {"a": (200, 16), "b": (4, 16)}
-    for table in tables.values():
-        assert not table.weight[0].any() and table.weight[1:].all() and table.padding_idx == 0
-        bound = (6 / (table.weight.shape[0] + 16)) ** 0.5
-        assert 0.9 * bound < table.weight.abs().max() <= bound
-
-
-def test_a_column_may_have_any_name() -> None:
-    columns = [Column(name, size=3) for name in ("type", "items", "training", "forward", "color")]
-    tables = embedding(columns, 2)
-    assert [*tables] == [column.name for column in columns] and tables["type"].weight.shape == (3, 2)
-    assert [name for name, _ in tables.named_parameters()] == [f"{column.name}.weight" for column in columns]
-    other = embedding(columns, 2)
-    other.load_state_dict(tables.state_dict())
-    assert torch.equal(other["items"].weight, tables["items"].weight)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nascore.cost import Cost
+from nascore.embedding import Embedding
 from nascore.methods import SequenceBaseline
 from nascore.net import Net
 from nascore.ops import build
@@ -18,7 +19,7 @@ from nascore.space import Mix, Space
 class _GRU4RecNet(SequenceNet):
     def __init__(self, method: "GRU4Rec", schema: Schema, space: Space) -> None:
         super().__init__(schema, space, method.training, method.embedding)
-        self.items = nn.Embedding(schema.items, self.width, padding_idx=0)
+        self.items = Embedding(schema.items, self.width)
         nn.init.xavier_uniform_(self.items.weight[1:])
         self.dropout = nn.Dropout(method.dropout)
         self.units = build(f"gru:{method.layers}", T=self.length, D=self.width, O=method.hidden)

@@ -220,6 +220,7 @@ class Bench:
             ("step, preset authors", authors, sparse),
             ("step, preset paper", paper, sparse),
             ("step, preset authors; the reference's Adam on all parameters", authors, dense),
+            ("step, preset paper; the same", paper, dense),
         ):
             found = Turns(ours(fit), plain(training), times)
             yield Line(f"supernet {name}", found.ours / paths, found.other / paths, "2, then 3", limit, note)

@@ -20,7 +20,7 @@ class Embedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """The vectors of ids of any shape. Shape (..., width)."""
-        if self.weight.device.type != "cpu":
+        if self.weight.device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(ids)
         found: Tensor = _LookUp.apply(self.weight, ids)  # type: ignore[no-untyped-call]
         return found

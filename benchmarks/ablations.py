@@ -60,6 +60,7 @@ ABLATIONS = {
     "embedding": Ablation("method.embedding", ("8", "16", "24", "32", "64")),
     "output": Ablation("method.output", ("16", "32", "64", "128")),
     "budget": Ablation("budgets", ("[L, M, H, whole]",)),
+    "lazy": Ablation("method.lazy", ("true", "false")),
     "gates": of_dnsrec("method.gates", "2", "1", "0", again=FRESH),
     "tradeoff": of_dnsrec("method.tradeoff", "0.01", "0.1", "1"),
     "paths": of_dnsrec("method.paths", "gumbel", "darts", "proxyless", "recnas"),
@@ -70,7 +71,8 @@ ABLATIONS = {
     "clusters": of_ihas("method.clusters", "2", "3", "4"),
     "scope": of_ihas("method.scope", "sample", "batch", "none"),
 }
-"""AutoTower's Tables 5 and 7 and Figures 5 to 7, one run searching under every budget; DNS-Rec's Tables 6 and 7, its
+"""AutoTower's Tables 5 and 7 and Figures 5 to 7, one run searching under every budget, and whether Adam moves what is
+off a step's path, as its code does; DNS-Rec's Tables 6 and 7, its
 Figure 4, the rivals among its searches, and what the paper leaves open: eq. 12, and what linear attention hides; iHAS's
 Table 4, of which every run holds iHAS, iHAS-2, Base and iHAS-1, and what is left open: kinds and thresholds."""
 

@@ -44,6 +44,8 @@ class Plan:
         optimizer: adam, or adagrad.
         warmup: Share of the steps over which the learning rate rises on a line, before its schedule begins.
         epsilon: Adagrad's.
+        lazy: Whether weights that a step brings no gradient stand still, with their moments; if not, they go on by
+            them, once they had one. Rows of `Tables` always stand still.
     """
 
     batch: int
@@ -57,6 +59,7 @@ class Plan:
     optimizer: Optimizer = "adam"
     warmup: float = 0.0
     epsilon: float = 1e-2
+    lazy: bool = True
 
     def __post_init__(self) -> None:
         bounded(self, batch=1, steps=0, epochs=0, patience=0, learning_rate=0, weight_decay=0, clip=0, warmup=0)
@@ -188,6 +191,10 @@ class Fit:
             parameter.grad = None
         loss.backward()
         group.exchange_gradients(self.names)
+        if not self.plan.lazy:
+            for parameter in self.optimizer.state:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         rate, rows = self.plan.rate(self.step, self.steps), self.rows.gradients()
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate

@@ -168,9 +168,9 @@ class Training:
             schema.items, self.batch, self.temperature, self.correct, self.rate, regularizer=self.regularizer
         )
 
-    def supernet(self, steps: int, schedule: Schedule) -> Plan:
+    def supernet(self, steps: int, schedule: Schedule, lazy: bool = True) -> Plan:
         """The plan of a weight-sharing training."""
-        return Plan(self.batch, steps, 0, 0, self.learning_rate, self.weight_decay, self.clip, schedule)
+        return Plan(self.batch, steps, 0, 0, self.learning_rate, self.weight_decay, self.clip, schedule, lazy=lazy)
 
     def alone(self) -> Plan:
         """The plan of one model's own training."""

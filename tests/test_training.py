@@ -61,18 +61,18 @@ def assert_equal(one: State, other: State) -> None:
         assert torch.equal(value, other[name]), name
 
 
-@pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_a_training_can_stop_anywhere(prepared: Prepared, mode: Any) -> None:
-    data = prepared().rows("train", mode)
-    whole = fit_of(data)
+@pytest.mark.parametrize(("mode", "lazy"), [("resident", True), ("streaming", True), ("resident", False)])
+def test_a_training_can_stop_anywhere(prepared: Prepared, mode: Any, lazy: bool) -> None:
+    data, method = prepared().rows("train", mode), replace(SMALL, lazy=lazy)
+    whole = fit_of(data, method=method)
     whole.advance(20)
     assert len(whole.state()) > 2 * len(whole.weights()) > 20
     for stop in (7, 19):
-        first = fit_of(data)
+        first = fit_of(data, method=method)
         first.advance(stop)
         saved = copied(first.state())
         first.advance(1)
-        second = fit_of(prepared().rows("train", mode))
+        second = fit_of(prepared().rows("train", mode), method=method)
         with torch.no_grad():
             for parameter in second.supernet.parameters():
                 parameter.fill_(9.0)
@@ -161,6 +161,33 @@ def test_decay_acts_on_tables_and_matrices_only(prepared: Prepared) -> None:
     assert {fit.names[parameter] for parameter in decayed["params"]} == {name for name in names if names[name] >= 2}
     assert len(decayed["params"]) + len(others["params"]) == len(names)
     assert decayed["lr"] == others["lr"] == 1e-3
+
+
+def test_what_is_off_the_path_stands_still_or_goes_on_by_its_moments(prepared: Prepared) -> None:
+    lazy, dense = (fit_of(prepared().rows("train"), method=replace(SMALL, lazy=way)) for way in (True, False))
+    begun = {name: p.detach().clone() for p, name in dense.names.items()}
+    for fit in (lazy, dense):
+        fit.advance(1)
+    first = {lazy.names[p]: (p.detach().clone(), p.grad.clone()) for p in lazy.names if p.grad is not None}
+    for fit in (lazy, dense):
+        fit.advance(1)
+    still = {name: p for p, name in lazy.names.items() if p.grad is None}
+    moved = {name: p for p, name in dense.names.items() if name in still}
+    left = [name for name in still if name in first]
+    assert len(left) > 5 and any(name.startswith("user_tower.blocks") for name in left)
+    for name in left:
+        value, gradient = first[name]
+        assert torch.equal(still[name], value), name
+        plain = begun[name].clone().requires_grad_()
+        decay = dense.plan.weight_decay if plain.dim() >= 2 else 0.0
+        adam = torch.optim.Adam([plain], lr=dense.plan.learning_rate, weight_decay=decay)
+        for each in (gradient, torch.zeros_like(gradient)):
+            plain.grad = each.clone()
+            adam.step()
+        torch.testing.assert_close(moved[name].detach(), plain.detach())
+        assert not torch.equal(moved[name], value) or not gradient.any(), name
+    never = [name for name in still if name not in first]
+    assert len(never) > 5 and all(torch.equal(moved[name], begun[name]) for name in never), "had no gradient so far"
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3, 1e6])

@@ -137,6 +137,7 @@ def test_a_training_is_two_plans_and_a_task(data: Data) -> None:
         rate=0.6,
     )
     assert training.supernet(9, "cosine") == Plan(7, 9, 0, 0, 0.1, 0.2, 0.3, "cosine")
+    assert training.supernet(9, "constant", lazy=False) == Plan(7, 9, 0, 0, 0.1, 0.2, 0.3, lazy=False)
     assert training.alone() == Plan(7, 0, 100, 5, 0.1, 0.2, 0.3)
     task = training.task(data.schema)
     assert (task.temperature, task.correct, task.rate, task.regularizer) == (0.5, False, 0.6, 0.4)

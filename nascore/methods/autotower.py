@@ -61,6 +61,7 @@ class AutoTower(TwoTowerMethod):
         growth: Share of them over which options open one after the other; at 0 all are open from the start, as in the
             paper.
         schedule: Of the supernet's learning rate: constant, or falling to 0 as linear or cosine.
+        lazy: Whether Adam leaves alone what is off a step's path; the public code's moves it on by its moments.
         towers: Towers of each side that a step of the supernet trains, the loss over all their pairs.
         anchor: Whether one of them is always the same, for all others to agree with.
         paths: What draws the supernet's paths: uniform, or nasp, which learns one instead.
@@ -85,6 +86,7 @@ class AutoTower(TwoTowerMethod):
     steps: int = 50_000
     growth: float = 0.0
     schedule: Schedule = "constant"
+    lazy: bool = True
     towers: int = 1
     anchor: bool = False
     paths: Literal["uniform", "nasp"] = "uniform"
@@ -165,7 +167,7 @@ class AutoTower(TwoTowerMethod):
 
     @property
     def train(self) -> Plan:
-        return self.training.supernet(self.steps, self.schedule)
+        return self.training.supernet(self.steps, self.schedule, self.lazy)
 
     def scorer(self, net: Net, task: Task, train: Data, valid: Data, cache_bytes: int = CACHE) -> Scorer:
         assert isinstance(net, _AutoTowerNet) and isinstance(task, Retrieval)

@@ -194,7 +194,8 @@ class Bench:
         """Training steps on the same paths: ours of both presets, the reference."""
         drawn = [self.path(step) for step in range(paths)]
         sparse, dense = (reference.Training(Reference(self.schema, self.space), BATCH, way) for way in (False, True))
-        authors, paper = self.fit_of(self.method, self.train), self.fit_of(self.paper, self.train)
+        methods = self.method, self.paper, *(replace(one, lazy=False) for one in (self.method, self.paper))
+        authors, paper, authors_dense, paper_dense = (self.fit_of(one, self.train) for one in methods)
         batches = self.train.batches(BATCH, 1)
         work = self.macs(drawn) * BATCH + BATCH * BATCH * 64
 
@@ -212,8 +213,10 @@ class Bench:
 
             return walk
 
-        for walk in (ours(authors), ours(paper), plain(sparse), plain(dense)):
-            walk(0)
+        for fit in (authors, paper, authors_dense, paper_dense):
+            ours(fit)(0)
+        for training in (sparse, dense):
+            plain(training)(0)
         limit = 3 * work / self.machine.macs
         note = f"{paths} paths, {work * 1e-6:.0f} M multiply-adds forward; three times as many with gradients"
         for name, fit, training in (
@@ -221,6 +224,8 @@ class Bench:
             ("step, preset paper", paper, dense),
             ("step, preset authors; the reference's Adam on the path alone", authors, sparse),
             ("step, preset paper; the same", paper, sparse),
+            ("step, preset authors, lazy=false; both Adams on all", authors_dense, dense),
+            ("step, preset paper, lazy=false; the same", paper_dense, dense),
         ):
             found = Turns(ours(fit), plain(training), times)
             yield Line(f"supernet {name}", found.ours / paths, found.other / paths, "2, then 3", limit, note)

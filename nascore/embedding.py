@@ -49,7 +49,7 @@ class Named(nn.ModuleDict):
         self._modules[key] = module
 
 
-def embedding(columns: Sequence[Any], width: int) -> Named:
+def embeddings(columns: Sequence[Any], width: int) -> Named:
     """One Xavier-initialised table (ids, width) for each categorical column; row 0, "missing", stays zero."""
     tables = Named()
     for column in columns:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nascore.attention import Kind, Mask
 from nascore.cost import Cost
-from nascore.embedding import Embedding, embedding
+from nascore.embedding import Embedding, embeddings
 from nascore.fitness import Fitness
 from nascore.net import Net
 from nascore.ops import EVERY, Elastic, Live, Op, build
@@ -129,7 +129,7 @@ class Features(nn.Module):
 
     def __init__(self, columns: tuple[Column, ...], width: int) -> None:
         super().__init__()
-        self.columns, self.tables = columns, embedding(columns, width)
+        self.columns, self.tables = columns, embeddings(columns, width)
 
     def forward(self, x: Inputs) -> Tensor:
         """Side by side. Shape (B, T, features, width)."""

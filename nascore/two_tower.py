@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nascore.cost import Cost
-from nascore.embedding import embedding
+from nascore.embedding import embeddings
 from nascore.net import Net, Row
 from nascore.ops import build
 from nascore.plugins import bounded
@@ -49,7 +49,7 @@ class TwoTower(Net):
             () if schema.item in {c.name for c in schema.columns} else (Column(schema.item, "item", size=schema.items),)
         )
         shown = tuple(column for column in item_key if column.name in schema.history)
-        self.tables = embedding((*schema.of("user"), *schema.of("item"), *shown), width)
+        self.tables = embeddings((*schema.of("user"), *schema.of("item"), *shown), width)
         self.width = width
         for side, known in (("user", self.user_width + self.history_width), ("item", self.item_width)):
             if not known:

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from nascore.embedding import Embedding, embedding
+from nascore.embedding import Embedding, embeddings
 from nascore.schema import Column
 
 
 def test_tables_are_xavier_with_a_zero_row_for_the_missing() -> None:
     torch.manual_seed(0)
-    tables = embedding((Column("a", "user", size=200), Column("b", "item", size=4)), 16)
+    tables = embeddings((Column("a", "user", size=200), Column("b", "item", size=4)), 16)
     assert {name: tuple(table.weight.shape) for name, table in tables.items()} == {"a": (200, 16), "b": (4, 16)}
     for table in tables.values():
         assert not table.weight[0].any() and table.weight[1:].all() and table.padding_idx == 0
@@ -20,10 +20,10 @@ def test_tables_are_xavier_with_a_zero_row_for_the_missing() -> None:
 
 def test_a_column_may_have_any_name() -> None:
     columns = [Column(name, size=3) for name in ("type", "items", "training", "forward", "color")]
-    tables = embedding(columns, 2)
+    tables = embeddings(columns, 2)
     assert [*tables] == [column.name for column in columns] and tables["type"].weight.shape == (3, 2)
     assert [name for name, _ in tables.named_parameters()] == [f"{column.name}.weight" for column in columns]
-    other = embedding(columns, 2)
+    other = embeddings(columns, 2)
     other.load_state_dict(tables.state_dict())
     assert torch.equal(other["items"].weight, tables["items"].weight)
 

@@ -199,13 +199,6 @@ class Bench:
         batches = self.train.batches(BATCH, 1)
         work = self.macs(drawn) * BATCH + BATCH * BATCH * 64
 
-        def ours(fit: Fit) -> Callable[[int], object]:
-            def walk(turn: int) -> None:
-                fit.step = 0
-                fit.advance(paths)
-
-            return walk
-
         def plain(training: reference.Training) -> Callable[[int], object]:
             def walk(turn: int) -> None:
                 for path in drawn:
@@ -214,7 +207,7 @@ class Bench:
             return walk
 
         for fit in (authors, paper, authors_dense, paper_dense):
-            ours(fit)(0)
+            from_the_start(fit, paths)(0)
         for training in (sparse, dense):
             plain(training)(0)
         limit = 3 * work / self.machine.macs
@@ -227,7 +220,7 @@ class Bench:
             ("step, preset authors, lazy=false; both Adams on all", authors_dense, dense),
             ("step, preset paper, lazy=false; the same", paper_dense, dense),
         ):
-            found = Turns(ours(fit), plain(training), times)
+            found = Turns(from_the_start(fit, paths), plain(training), times)
             yield Line(f"supernet {name}", found.ours / paths, found.other / paths, "2, then 3", limit, note)
             note = ""
 
@@ -326,17 +319,19 @@ class Bench:
         rate = f"{count * BATCH / used.ours:,.0f} rows/s streamed, {count * BATCH / used.other:,.0f} resident"
         yield Line("a batch, streamed against resident", used.ours / count, used.other / count, "", limit, rate)
         fits = [self.fit_of(self.method, data) for data in (streamed, resident)]
-
-        def train(fit: Fit) -> Callable[[int], object]:
-            def walk(turn: int) -> None:
-                fit.step = 0
-                fit.advance(steps)
-
-            return walk
-
-        used = Turns(train(fits[0]), train(fits[1]), times)
+        used = Turns(from_the_start(fits[0], steps), from_the_start(fits[1], steps), times)
         rate = f"{steps * BATCH / used.ours:,.0f} rows/s streamed, {steps * BATCH / used.other:,.0f} resident"
         yield Line("a step, streamed against resident", used.ours / steps, used.other / steps, "0.9", None, rate)
+
+
+def from_the_start(fit: Fit, steps: int) -> Callable[[int], object]:
+    """So many steps, on the same paths each time."""
+
+    def walk(turn: int) -> None:
+        fit.step = 0
+        fit.advance(steps)
+
+    return walk
 
 
 PREPARE = """\

@@ -71,10 +71,10 @@ ABLATIONS = {
     "clusters": of_ihas("method.clusters", "2", "3", "4"),
     "scope": of_ihas("method.scope", "sample", "batch", "none"),
 }
-"""AutoTower's Tables 5 and 7 and Figures 5 to 7, one run searching under every budget, and whether Adam moves what is
-off a step's path, as its code does; DNS-Rec's Tables 6 and 7, its
-Figure 4, the rivals among its searches, and what the paper leaves open: eq. 12, and what linear attention hides; iHAS's
-Table 4, of which every run holds iHAS, iHAS-2, Base and iHAS-1, and what is left open: kinds and thresholds."""
+"""AutoTower's Tables 5 and 7 and Figures 5 to 7, one run searching under every budget, and whether Adam leaves alone
+what is off a step's path, which its code's does not; DNS-Rec's Tables 6 and 7, its Figure 4, the rivals among its
+searches, and what the paper leaves open: eq. 12, and what linear attention hides; iHAS's Table 4, of which every run
+holds iHAS, iHAS-2, Base and iHAS-1, and what is left open: kinds and thresholds."""
 
 
 def main() -> int:
